@@ -1,0 +1,11 @@
+"""Sees every collective on every rank and turns one that can never complete into one sentence.
+
+Importing this package is cheap and does not import torch: `tag` costs nanoseconds until a rank records.
+"""
+
+from esper.lockstep.diagnosis import Diagnosis, Report
+from esper.lockstep.errors import DivergenceError, FieldDifference, LedgerError
+from esper.lockstep.tags import tag
+from esper.lockstep.waiting import awaiting
+
+__all__ = ["Diagnosis", "DivergenceError", "FieldDifference", "LedgerError", "Report", "awaiting", "tag"]

@@ -1,0 +1,41 @@
+"""Command line of lockstep."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, run, print the sentence, exit: 0 clean, 3 diverged, 2 wrong usage, otherwise the script's own status."""
+    parser = argparse.ArgumentParser(prog="python -m esper.lockstep")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run_parser = commands.add_parser("run", help="run an env:// script on N ranks and name what would hang")
+    run_parser.add_argument("--nproc", type=int, required=True, metavar="N", help="how many ranks, at least 1")
+    run_parser.add_argument("--report", type=Path, metavar="FILE.json", help="write esper.lockstep.report/1 here")
+    run_parser.add_argument(
+        "--patience", type=float, default=60.0, metavar="SECONDS", help="how long a late rank is only suspected (60)"
+    )
+    run_parser.add_argument("script", metavar="-- SCRIPT [ARGS]", nargs=argparse.REMAINDER)
+    options = parser.parse_args(arguments)
+    command = [word for index, word in enumerate(options.script) if index or word != "--"]
+    if not command:
+        run_parser.error("no script: python -m esper.lockstep run --nproc 4 -- train.py")
+    if not Path(command[0]).is_file():
+        run_parser.error(f"script {command[0]!r} is no file; give the path of a Python script")
+    if options.nproc < 1:
+        run_parser.error(f"--nproc={options.nproc} must be an integer >= 1")
+    if not options.patience > 0:
+        run_parser.error(f"--patience={options.patience} must be a number of seconds > 0")
+
+    from esper.lockstep.launch import run
+
+    report, status = run(command, options.nproc, options.patience)
+    for diagnosis in report.diagnoses:
+        sys.stderr.write(diagnosis.message + "\n")
+    if options.report is not None:
+        options.report.write_text(json.dumps(report.to_json(), indent=1) + "\n")
+    sys.exit(status)

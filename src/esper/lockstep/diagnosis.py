@@ -1,0 +1,119 @@
+"""A finding as a person reads it and as a program does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from esper.lockstep.entry import Entry, Site
+
+SCHEMA = "esper.lockstep.report/1"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The collective that can't complete, and the ranks that wait in it."""
+
+    ranks: tuple[int, ...]
+    op: str | None
+    reduce_op: str | None = None
+    dtype: str | None = None
+    shape: tuple[int, ...] | None = None
+    site: str | None = None
+    tag: str | None = None
+
+
+@dataclass(frozen=True)
+class GuiltyAt:
+    """Where a guilty rank is instead: its state, and the operation, absolute `file:line` and tag where there is one."""
+
+    state: str
+    op: str | None = None
+    site: str | None = None
+    tag: str | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One divergence: what, who, where on both sides, and the sentence. `seconds`: from decidable to decided."""
+
+    kind: str
+    guilty: tuple[int, ...]
+    group: str
+    sequence: int | None
+    waiting: Waiting
+    guilty_at: Mapping[int, GuiltyAt]
+    seconds: float
+    message: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The record of `esper.lockstep.report/1`."""
+        record = asdict(self)
+        record["guilty_at"] = {str(rank): asdict(at) for rank, at in self.guilty_at.items()}
+        return record
+
+
+@dataclass(frozen=True)
+class RankEnd:
+    """How one rank ended, and its last collective."""
+
+    rank: int
+    exit: int | None
+    signal: int | None
+    last: Mapping[str, str | None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of a run: `verdict` is clean, diverged, failed or inconclusive."""
+
+    verdict: str
+    diagnoses: tuple[Diagnosis, ...] = ()
+    ranks: tuple[RankEnd, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole document, schema included."""
+        return {
+            "schema": SCHEMA,
+            "verdict": self.verdict,
+            "diagnoses": [diagnosis.to_json() for diagnosis in self.diagnoses],
+            "ranks": [asdict(rank) for rank in self.ranks],
+        }
+
+
+def site_text(site: Site | None) -> str | None:
+    """Absolute `file:line`, as JSON has it."""
+    return None if site is None else f"{os.path.abspath(site.file)}:{site.line}"
+
+
+def short_site(site: Site | None) -> str:
+    """`file.py:12  function`, as messages have it."""
+    if site is None:
+        return "(no line known)"
+    function = site.function.replace("<locals>.", "")
+    return f"{os.path.basename(site.file)}:{site.line}" + ("" if function == "<module>" else f"  {function}")
+
+
+def ranks_text(ranks: Iterable[int]) -> str:
+    """`rank 2`, or `ranks 0, 1, 3`."""
+    ordered = sorted(ranks)
+    return f"rank {ordered[0]}" if len(ordered) == 1 else "ranks " + ", ".join(map(str, ordered))
+
+
+def tensor_text(entry: Entry) -> str:
+    """`float32 [1024], SUM, tag gate:r0c1`: what distinguishes one call of an operation from another."""
+    parts = []
+    if entry.dtype is not None and entry.op not in ("barrier", "monitored_barrier"):
+        parts.append(f"{entry.dtype} [{', '.join(map(str, entry.shape or ()))}]")
+    if entry.reduce_op is not None and entry.reduce_op != "SUM":
+        parts.append(entry.reduce_op)
+    if entry.root >= 0:
+        parts.append(f"root {entry.root}")
+    if entry.peer >= 0:
+        parts.append(f"{'to' if entry.op == 'send' else 'from'} rank {entry.peer}")
+    if entry.tag is not None:
+        parts.append(f"tag {entry.tag}")
+    return f" ({', '.join(parts)})" if parts else ""

@@ -1,0 +1,119 @@
+"""The words of a ledger, as the proof reads them: pure data, the same for a live rank and for one long dead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from typing import Any, NamedTuple
+
+
+class Kind(IntEnum):
+    """What a record is."""
+
+    COLLECTIVE = 0
+    GROUP = 1
+    DESTROY = 2
+    RAISED = 3
+    EXIT = 4
+    OVER = 5
+    BEGIN = 6
+    SIGNAL = 7
+
+
+class Flag(IntFlag):
+    """Properties of a collective's record."""
+
+    WAITED = 1  # waited for from its issue: a synchronous call, or one that DDP's reducer issued
+    NATIVE = 2  # issued from C++, so its return can't be seen
+    UNWINDING = 4  # an exception was being handled when it was issued
+    FAILED = 8  # the call or its wait raised
+    POLLED = 16  # its wait has a time-out of its own: the program may come back and issue something else
+
+
+class Time(IntEnum):
+    """Which of a record's times `Ledger.stamp` sets."""
+
+    ISSUED = 0
+    WAIT_BEGUN = 1
+    WAIT_ENDED = 2
+    DONE = 3
+
+
+class State(IntEnum):
+    """Where a rank's program is."""
+
+    STARTING = 0
+    RUNNING = 1
+    OVER = 2
+
+
+class Site(NamedTuple):
+    """A source line: absolute file, line, qualified name of the function."""
+
+    file: str
+    line: int
+    function: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+class Times(NamedTuple):
+    """The part of a record that changes after it was written; seconds of CLOCK_MONOTONIC, 0.0 for not yet."""
+
+    issued: float
+    wait_begun: float
+    wait_ended: float
+    done: float
+    thread: int
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One collective on one rank, or one event of its program (`kind`), as its ledger holds it."""
+
+    rank: int
+    number: int
+    kind: Kind
+    group: str
+    sequence: int
+    op: str
+    reduce_op: str | None
+    dtype: str | None
+    shape: tuple[int, ...] | None
+    site: Site | None
+    tag: str | None
+    detail: dict[str, Any]
+    root: int
+    peer: int
+    elements: int
+    digest: int
+    times: Times
+
+    @property
+    def issued(self) -> float:
+        return self.times.issued
+
+    @property
+    def thread(self) -> int:
+        return self.times.thread
+
+    @property
+    def native(self) -> bool:
+        """Issued from C++: whether its thread still waits in it can't be told from the record."""
+        return bool(self.times.flags & Flag.NATIVE)
+
+    def waited(self) -> bool:
+        """Entered, waited for, and not come back with success, when its ledger was last looked at."""
+        times = self.times
+        if times.wait_ended and not times.flags & Flag.FAILED:
+            return False
+        return bool(times.wait_begun or times.flags & Flag.WAITED)
+
+    def blocks(self) -> bool:
+        """Whether its thread is in the wait now and can't leave it to issue something else."""
+        times = self.times
+        if times.flags & Flag.POLLED or not self.waited():
+            return False
+        return times.wait_ended == 0.0 or times.wait_begun > times.wait_ended

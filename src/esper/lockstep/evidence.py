@@ -1,0 +1,74 @@
+"""Where a living rank is now: its Python stack, taken without its cooperation."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from typing import IO
+
+from esper.lockstep.entry import Site
+from esper.lockstep.process import state
+
+# Its default action is to be ignored: a program that took our handler away is not killed by our asking.
+STACK_SIGNAL = signal.SIGURG
+_THREAD = re.compile(r"^(Thread|Current thread) 0x", re.MULTILINE)
+_FRAME = re.compile(r'File "(.*?)", line (\d+) in (.*)')
+
+
+def stack_path(run_dir: Path, rank: int) -> Path:
+    """Where rank `rank` writes its stacks on request."""
+    return run_dir / f"rank{rank}.stacks"
+
+
+def answer_stack_requests(run_dir: Path, rank: int) -> IO[bytes]:
+    """In the rank: on `STACK_SIGNAL` write all threads' stacks, from C, so also while the GIL is held.
+
+    Returns the file, which the caller keeps open.
+    """
+    file = open(stack_path(run_dir, rank), "wb", buffering=0)  # noqa: SIM115  it lives as long as the rank
+    faulthandler.register(STACK_SIGNAL, file, all_threads=True, chain=False)
+    return file
+
+
+def current_line(pid: int, path: Path, internal: tuple[str, ...], within: float) -> tuple[str, Site | None]:
+    """(state, innermost line that is the user's) of a living rank; waits at most `within` seconds for its answer.
+
+    A stopped rank is continued for a moment, with the signal already queued.
+    """
+    letter = state(pid)
+    name = {"T": "stopped", "t": "stopped", "R": "running"}.get(letter, "sleeping")
+    try:
+        before = path.stat().st_size
+        os.kill(pid, STACK_SIGNAL)
+        if letter in "Tt":
+            os.kill(pid, signal.SIGCONT)
+    except OSError:
+        return name, None
+    end = time.monotonic() + within
+    text = ""
+    while time.monotonic() < end:
+        text = _written_since(path, before)
+        # The interrupted thread's own stack comes last in the file, after those of the others.
+        if "Current thread" in text and text.endswith("\n"):
+            break
+        time.sleep(0.002)
+    return name, _innermost(text, internal)
+
+
+def _written_since(path: Path, start: int) -> str:
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read().decode(errors="replace")
+
+
+def _innermost(text: str, internal: tuple[str, ...]) -> Site | None:
+    blocks = [text[match.start() :] for match in _THREAD.finditer(text)]
+    current = [block for block in blocks if block.startswith("Current")] or blocks[:1]
+    for file, line, function in _FRAME.findall(current[0]) if current else []:
+        if not file.startswith(internal):
+            return Site(file, int(line), function)
+    return None

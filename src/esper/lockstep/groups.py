@@ -1,0 +1,111 @@
+"""Which process group a collective belongs to, under a name that every rank gives it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
+
+from esper.lockstep.entry import Kind
+from esper.lockstep.recorder import GroupRecord, Recorder
+
+
+class Groups:
+    """The groups that this process has met, and the patches that record when they end."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._known: dict[str, GroupRecord] = {}
+        self._channels: dict[str, GroupRecord] = {}
+        self._generation: dict[str, int] = {}
+        self._undo: list[Callable[[], None]] = []
+
+    def of(self, group: Any) -> GroupRecord:
+        """The record of `group`, written with its members when it is met for the first time."""
+        name = group.group_name
+        known = self._known.get(name)
+        return known if known is not None else self._meet(name, group)
+
+    def channel(self, group: GroupRecord) -> GroupRecord:
+        """Where the point-to-point calls of `group` are numbered."""
+        known = self._channels.get(group.key)
+        if known is None:
+            key = f"p2p:{group.key}"
+            known = self._channels[group.key] = GroupRecord(key, self._recorder.ledger.string(key), group.members)
+        return known
+
+    def begin(self) -> None:
+        """A new program starts in this process: number every group's collectives from 0 again."""
+        for record in (*self._known.values(), *self._channels.values()):
+            record.next, record.chain = 0, 0
+        for record in self._known.values():
+            self._announce(record)
+
+    def summary(self) -> dict[str, tuple[int, int, tuple[int, ...]]]:
+        """Per group: collectives so far, their chained digest, and the members."""
+        return {record.key: (record.next, record.chain, record.members) for record in self._known.values()}
+
+    def _meet(self, name: str, group: Any) -> GroupRecord:
+        label = "default" if group is dist.group.WORLD else f"group {name}"
+        generation = self._generation[name] = self._generation.get(name, 0) + 1
+        # torch gives the same names again after a destroy: number 3 of the new group is not number 3 of the old.
+        key = label if generation == 1 else f"{label} ({generation})"
+        try:
+            members = tuple(dist.get_process_group_ranks(group))
+        except (KeyError, ValueError):  # not registered yet: a call from inside the group's own creation
+            members = tuple(range(group.size()))
+        record = self._known[name] = GroupRecord(key, self._recorder.ledger.string(key), members)
+        self._announce(record)
+        return record
+
+    def _announce(self, record: GroupRecord) -> None:
+        self._recorder.event(Kind.GROUP, group=record.key, ranks=record.members)
+
+    def _forget(self, names: list[str], site: int) -> None:
+        for name in names:
+            record = self._known.pop(name, None)
+            if record is None:
+                self._generation[name] = self._generation.get(name, 0) + 1
+                key = "default" if name == "0" else f"group {name}"
+            else:
+                key = record.key
+                self._channels.pop(key, None)
+            self._recorder.event(Kind.DESTROY, group=key, site=site)
+
+    def install(self) -> None:
+        """Record destroy_process_group and os._exit, with their call sites."""
+        recorder = self._recorder
+        destroy, leave = c10d.destroy_process_group, os._exit
+
+        def destroy_process_group(group: Any = None) -> None:
+            if dist.is_initialized():
+                ends_all = group is None or group is dist.group.WORLD
+                doomed = list(c10d._world.pg_map) if ends_all else [group]
+                self._forget([one.group_name for one in doomed], recorder.site(sys._getframe(1)))
+            destroy(group)
+
+        def _exit(status: int) -> Any:
+            recorder.leaving(status, recorder.site(sys._getframe(1)))
+            leave(status)
+
+        for holder, name, patched in (
+            (c10d, "destroy_process_group", destroy_process_group),
+            (dist, "destroy_process_group", destroy_process_group),
+            (os, "_exit", _exit),
+        ):
+            self._undo.append(_patch(holder, name, patched))
+
+    def uninstall(self) -> None:
+        """Put the patched functions back."""
+        while self._undo:
+            self._undo.pop()()
+
+
+def _patch(holder: Any, name: str, value: Any) -> Callable[[], None]:
+    original = getattr(holder, name)
+    setattr(holder, name, value)
+    return lambda: setattr(holder, name, original)

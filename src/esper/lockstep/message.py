@@ -1,0 +1,119 @@
+"""The sentence that a person reads first, and the lines below it."""
+
+from __future__ import annotations
+
+from esper.lockstep.diagnosis import (
+    Diagnosis,
+    GuiltyAt,
+    Waiting,
+    ranks_text,
+    short_site,
+    site_text,
+    tensor_text,
+)
+from esper.lockstep.entry import Entry
+from esper.lockstep.matching import Slot
+from esper.lockstep.proof import Finding, Where
+
+
+def diagnosis_of(finding: Finding, *, decided: float, last_settled: Slot | None) -> Diagnosis:
+    """The record of one finding; `decided` is when the proof was complete, in seconds of CLOCK_MONOTONIC."""
+    first = finding.waiting[0] if finding.waiting else None
+    return Diagnosis(
+        kind=finding.kind,
+        guilty=tuple(sorted(finding.guilty)),
+        group=finding.group,
+        sequence=finding.sequence,
+        waiting=Waiting(
+            ranks=tuple(sorted({entry.rank for entry in finding.waiting})),
+            op=first.op if first else None,
+            reduce_op=first.reduce_op if first else None,
+            dtype=first.dtype if first else None,
+            shape=first.shape if first else None,
+            site=site_text(first.site) if first else None,
+            tag=first.tag if first else None,
+        ),
+        guilty_at={
+            rank: GuiltyAt("running")
+            if where is None
+            else GuiltyAt(where.state, where.op, site_text(where.site), where.tag, where.detail)
+            for rank, where in sorted(finding.guilty.items())
+        },
+        seconds=round(max(0.0, decided - finding.since), 4),
+        message=message(finding, last_settled),
+    )
+
+
+def message(finding: Finding, last_settled: Slot | None) -> str:
+    """Headline, then one line a side."""
+    rows = [_waiting_row(entries) for entries in _by_place(finding)]
+    rows += [_guilty_row(rank, where) for rank, where in sorted(finding.guilty.items())]
+    if last_settled is not None:
+        entry = next(iter(last_settled.entries.values()))
+        rows.append((f"last in common: {entry.op} #{entry.sequence}", short_site(entry.site), ""))
+    wide = max(len(row[0]) for row in rows)
+    lines = [f"  {left:<{wide}}  {site}{'  <- ' + note if note else ''}" for left, site, note in rows]
+    return "\n".join([_headline(finding), *lines])
+
+
+def _call(entry: Entry) -> str:
+    group = "" if entry.group == "default" else f" of {entry.group.removeprefix('p2p:')}"
+    return f"{entry.op} #{entry.sequence}{group}"
+
+
+def _headline(finding: Finding) -> str:
+    guilty = ranks_text(finding.guilty)
+    first = finding.waiting[0] if finding.waiting else None
+    awaited = f"{_call(first)}{tensor_text(first)}" if first else "a collective"
+    plural = len(finding.guilty) > 1
+    others = {entry.rank for entry in finding.waiting} - set(finding.guilty)
+    match finding.kind:
+        case "mismatch" | "order" | "peer" if others:
+            return f"{guilty} disagree{'' if plural else 's'} in {awaited}" + (
+                ": the order is swapped" if finding.kind == "order" else ""
+            )
+        case "mismatch" | "order" | "peer":
+            return f"{guilty} contradict each other in {_call(first) if first else 'a collective'}; neither has a majority"
+        case "wait_cycle" if others:
+            return f"{guilty} and {ranks_text(others)} wait for each other: {awaited} can't complete"
+        case "wait_cycle":
+            return f"{guilty} wait for each other in different collectives"
+        case "crashed":
+            return f"{guilty} died before {awaited}"
+        case "raised":
+            return f"{guilty} raised before {awaited}"
+        case "exited":
+            return f"{guilty} exited before {awaited}"
+        case "frozen" | "stalled":
+            return f"{guilty} {'are' if plural else 'is'} late for {awaited}: {finding.kind}"
+        case _:
+            return f"{guilty} never entered {awaited}"
+
+
+def _by_place(finding: Finding) -> list[list[Entry]]:
+    """The waiting entries, those at one source line together."""
+    places: dict[object, list[Entry]] = {}
+    for entry in finding.waiting:
+        if entry.rank not in finding.guilty:
+            places.setdefault((entry.op, entry.group, entry.sequence, entry.site), []).append(entry)
+    return list(places.values())
+
+
+def _waiting_row(entries: list[Entry]) -> tuple[str, str, str]:
+    ranks = [entry.rank for entry in entries]
+    verb = "waits" if len(ranks) == 1 else "wait"
+    return f"{ranks_text(ranks)} {verb} in {_call(entries[0])}", short_site(entries[0].site), ""
+
+
+def _guilty_row(rank: int, where: Where | None) -> tuple[str, str, str]:
+    if where is None:
+        return f"rank {rank} has not come", "(no line known)", ""
+    site = short_site(where.site)
+    if where.entry is not None:
+        return f"rank {rank} is in {_call(where.entry)}{tensor_text(where.entry)}", site, "differs"
+    did = {"killed": "was killed", "raised": "raised", "exited": "is over", "stopped": "is stopped"}.get(
+        where.state, f"is {where.state}"
+    )
+    if where.op is not None:
+        did = f"called {where.op}"
+    return f"rank {rank} {did}", site, where.detail or ""

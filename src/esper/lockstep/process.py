@@ -1,0 +1,57 @@
+"""How a process is, from /proc: nothing here waits or signals."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+
+def state(pid: int) -> str:
+    """The kernel's letter: R running, S asleep, D in I/O, T stopped, Z or X gone."""
+    fields = _stat(Path(f"/proc/{pid}/stat"))
+    return fields[0] if fields else "X"
+
+
+def processor_ticks(pid: int, thread: int) -> tuple[str, int] | None:
+    """(state letter, clock ticks used so far) of one thread; None when it is gone."""
+    fields = _stat(Path(f"/proc/{pid}/task/{thread}/stat"))
+    return (fields[0], int(fields[11]) + int(fields[12])) if fields else None
+
+
+def context_switches(pid: int, thread: int) -> int | None:
+    """How often the thread was given a processor: unlike ticks of 10 ms, this shows the shortest run."""
+    try:
+        text = Path(f"/proc/{pid}/task/{thread}/status").read_text()
+    except OSError:
+        return None
+    return sum(int(line.split()[1]) for line in text.splitlines() if "ctxt_switches" in line)
+
+
+def _stat(path: Path) -> list[str]:
+    try:
+        # The command's name is in parentheses and may itself contain spaces and parentheses.
+        return path.read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+class SleepWatch:
+    """Tells a thread that has slept without a break from one that only sleeps at this moment."""
+
+    def __init__(self, seconds: float) -> None:
+        """`seconds`: for how long a thread must not have run to count as asleep."""
+        self._seconds = seconds
+        self._seen: dict[tuple[int, int], tuple[int, float]] = {}
+
+    def asleep(self, pid: int, thread: int) -> bool:
+        """Whether the thread has slept since the first look of an unbroken series at least `seconds` ago."""
+        ticks, switches, now = processor_ticks(pid, thread), context_switches(pid, thread), time.monotonic()
+        key = (pid, thread)
+        if ticks is None or switches is None or ticks[0] != "S":
+            self._seen.pop(key, None)
+            return False
+        before = self._seen.get(key)
+        if before is None or before[0] != switches:
+            self._seen[key] = (switches, now)
+            return False
+        return now - before[1] >= self._seconds

@@ -1,0 +1,65 @@
+"""In a rank of `run`: records, then runs an unmodified script as `__main__`.
+
+Started as `python -m esper.lockstep.rank RUN_DIR SCRIPT ARGS...` with the variables of `env://` set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import runpy
+import sys
+import traceback
+from pathlib import Path
+
+from esper.lockstep.evidence import answer_stack_requests
+from esper.lockstep.lineage import die_with_parent
+
+
+def main() -> None:
+    """Record this process, run the script, and leave with the status that it would have had."""
+    run_dir, script = Path(sys.argv[1]), sys.argv[2]
+    die_with_parent(int(os.environ.pop("ESPER_LOCKSTEP_PARENT")))
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    stacks = answer_stack_requests(run_dir, rank)
+
+    from esper.lockstep.intercept import Interception
+    from esper.lockstep.ledger import Ledger
+    from esper.lockstep.recorder import Recorder
+
+    recorder = Recorder(Ledger(run_dir, rank, world_size))
+    interception = Interception(recorder)
+    interception.install()
+    # A forked child (a loader's worker) shares the mapping: what it does must not be taken for its parent's.
+    os.register_at_fork(after_in_child=interception.detach)
+    sys.argv = sys.argv[2:]
+    sys.path[0] = str(Path(script).resolve().parent)
+    recorder.begin(script)
+    status = 0
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        recorder.leaving_by(end)
+        raise
+    except BaseException as error:
+        recorder.raised(error)
+        _print_without_our_frames(error)
+        status = 1
+    else:
+        recorder.over()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    stacks.flush()
+    sys.exit(status)
+
+
+def _print_without_our_frames(error: BaseException) -> None:
+    trace = error.__traceback__
+    while trace is not None and ("runpy" in trace.tb_frame.f_code.co_filename or trace.tb_frame.f_code.co_filename == __file__):
+        trace = trace.tb_next
+    traceback.print_exception(type(error), error, trace)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""What a rank writes into its ledger: sequence numbers, digests, call sites and the events of its program."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import threading
+from types import FrameType, TracebackType
+
+from esper.lockstep.entry import Kind, Site, State
+from esper.lockstep.frames import INTERNAL
+from esper.lockstep.ledger import Ledger
+from esper.lockstep.tags import current
+
+_MASK = (1 << 64) - 1
+# Odd, so that multiplying by it loses nothing; the fraction of the golden ratio, as in Fibonacci hashing.
+_STEP = 0x9E3779B97F4A7C15
+
+VICTIM = "_lockstep_victim"
+
+
+class GroupRecord:
+    """One process group's place in the ledger: its key, next sequence number and chained digest."""
+
+    __slots__ = ("chain", "key", "key_id", "lock", "members", "next")
+
+    def __init__(self, key: str, key_id: int, members: tuple[int, ...]) -> None:
+        self.key, self.key_id, self.members = key, key_id, members
+        self.next, self.chain = 0, 0
+        # Held over the redispatch: without it two threads on one group swap numbers and calls.
+        self.lock = threading.RLock()
+
+
+class Recorder:
+    """The one writer of a rank's ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self._internal_files: dict[str, bool] = {}
+        self._signatures: dict[tuple[object, ...], int] = {}
+        self._native_thread = threading.local()
+        self.internal = INTERNAL
+
+    def begin(self, name: str) -> None:
+        """A new program starts on this rank: `name` is its script, or a test's id."""
+        self.event(Kind.BEGIN, name=name)
+        self.ledger.set_main_thread(threading.get_native_id())
+        self.ledger.set_state(State.RUNNING)
+
+    def over(self) -> None:
+        """The program will issue nothing more, teardown included."""
+        self.event(Kind.OVER)
+        self.ledger.set_state(State.OVER)
+
+    def raised(self, error: BaseException) -> None:
+        """`error` left the program; whether it only passes on what a peer's end did to a collective is recorded."""
+        self.event(
+            Kind.RAISED,
+            site=_innermost(error.__traceback__, self),
+            type=type(error).__name__,
+            text=str(error)[:2000],
+            victim=is_victim(error),
+            others=_others(),
+        )
+
+    def leaving_by(self, end: SystemExit) -> None:
+        """SystemExit left the program; its line is where it was raised."""
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        self.leaving(code, _innermost(end.__traceback__, self))
+
+    def leaving(self, code: int, site: int | None = None) -> None:
+        """The process is about to end itself with `code`."""
+        self.event(Kind.EXIT, site=self.site(sys._getframe(1)) if site is None else site, code=code, others=_others())
+
+    def event(self, kind: Kind, *, group: str | None = None, site: int = 0, **detail: object) -> None:
+        """Write an event; `detail` is JSON."""
+        string = self.ledger.string
+        self.ledger.append(
+            kind,
+            group=string(group),
+            site=site,
+            detail=string(json.dumps(detail, default=str)) if detail else 0,
+            thread=self.thread(),
+        )
+
+    def thread(self) -> int:
+        """The calling thread's kernel id (a system call the first time in each thread)."""
+        known: int | None = getattr(self._native_thread, "id", None)
+        if known is None:
+            known = self._native_thread.id = threading.get_native_id()
+        return known
+
+    def site(self, frame: FrameType | None) -> int:
+        """String id of the first frame outside torch, contextlib and typing, from `frame` outwards."""
+        while frame is not None:
+            code = frame.f_code
+            if not self._is_internal(code.co_filename):
+                return self.ledger.string(Site(code.co_filename, frame.f_lineno, code.co_qualname))
+            frame = frame.f_back
+        return 0
+
+    def _is_internal(self, filename: str) -> bool:
+        known = self._internal_files.get(filename)
+        if known is None:
+            known = self._internal_files[filename] = filename.startswith(self.internal)
+        return known
+
+    def signature(
+        self, op: str, reduce_op: str | None, dtype: object, elements: int, root: int, tag: str | None
+    ) -> int:
+        """64 bits of what must be equal on all members, the same in every process."""
+        key = (op, reduce_op, dtype, elements, root, tag)
+        known = self._signatures.get(key)
+        if known is None:
+            text = repr((op, reduce_op, str(dtype), elements, root, tag)).encode()
+            known = self._signatures[key] = int.from_bytes(
+                hashlib.blake2b(text, digest_size=8).digest(), "little"
+            )
+        return known
+
+    def collective(
+        self,
+        group: GroupRecord,
+        op: str,
+        reduce_op: str | None,
+        dtype: object,
+        shape: object,
+        elements: int,
+        root: int,
+        peer: int,
+        site: int,
+        flags: int,
+    ) -> int:
+        """Write a collective about to be issued in `group` and return its record's number. The caller holds its lock."""
+        ledger = self.ledger
+        string = ledger.string
+        tag = current.tag
+        sequence = group.next
+        group.next = sequence + 1
+        group.chain = (group.chain * _STEP + self.signature(op, reduce_op, dtype, elements, root, tag)) & _MASK
+        if flags & 1:  # Flag.WAITED; enum arithmetic costs a microsecond here
+            ledger.set_threads(threading.active_count())
+        return ledger.append(
+            0,
+            group.key_id,
+            sequence,
+            string(op),
+            string(reduce_op),
+            string(dtype) if dtype is not None else 0,
+            string(shape) if shape is not None else 0,
+            site,
+            string(tag),
+            0,
+            root,
+            peer,
+            elements,
+            group.chain,
+            0.0,
+            self.thread(),
+            flags,
+        )
+
+
+def is_victim(error: BaseException) -> bool:
+    """Whether `error` was raised by a c10d call, or because of one that was: what a peer did, not this program."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if getattr(seen, VICTIM, False):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _innermost(trace: TracebackType | None, recorder: Recorder) -> int:
+    """Where the exception was raised: the last frame of the traceback that is not torch's or ours."""
+    site = 0
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if not recorder._is_internal(code.co_filename):
+            site = recorder.ledger.string(Site(code.co_filename, trace.tb_lineno, code.co_qualname))
+        trace = trace.tb_next
+    return site
+
+
+def _others() -> int:
+    """How many threads besides this one keep the process alive."""
+    here = threading.current_thread()
+    return sum(not thread.daemon for thread in threading.enumerate() if thread is not here)

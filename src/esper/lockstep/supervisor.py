@@ -1,0 +1,154 @@
+"""Watches the ranks of one run from outside: reads their ledgers, proves, takes evidence. It ends nobody itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from esper.lockstep.diagnosis import Diagnosis, RankEnd, Report, site_text
+from esper.lockstep.entry import Entry, Kind, Times
+from esper.lockstep.evidence import current_line, stack_path
+from esper.lockstep.message import diagnosis_of
+from esper.lockstep.process import SleepWatch, state
+from esper.lockstep.proof import Finding, Patience, Where, prove
+from esper.lockstep.reader import LedgerReader
+from esper.lockstep.view import Ended, View
+
+# Between two proofs while no record comes: what only time decides is no more precise than this.
+_IDLE_PROOF = 0.02
+# A thread that computes yields its processor at least this often, and a wait for a lock is shorter.
+_ASLEEP_AFTER = 0.02
+_ANSWER_WITHIN = 0.2
+
+
+class Supervisor:
+    """One run of N ranks. `poll` never waits; its caller owns the processes and tells when one has ended."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        pids: Sequence[int],
+        *,
+        patience: Patience,
+        readers: Sequence[LedgerReader] | None = None,
+        begun: str | None = None,
+        internal: tuple[str, ...] = (),
+    ) -> None:
+        """`begun`: only what ranks record after the BEGIN of that name counts (ranks that live on between tests)."""
+        self.run_dir, self.pids, self.patience = run_dir, list(pids), patience
+        self._readers = list(readers or (LedgerReader(run_dir, rank) for rank in range(len(pids))))
+        self._internal = internal
+        self._begun = [begun is None] * len(self.pids)
+        self._name = begun
+        self._sleep = SleepWatch(_ASLEEP_AFTER)
+        self.view = View(len(self.pids), self)
+        self._next_proof = 0.0
+        self.diagnosis: Diagnosis | None = None
+
+    def ended(self, rank: int, code: int) -> None:
+        """The owner of the processes has reaped `rank`; `code` as waitpid has it."""
+        self.view.ranks[rank].ended = Ended(code, time.monotonic())
+        self._next_proof = 0.0
+
+    def poll(self, *, final: bool = False) -> Diagnosis | None:
+        """Read what is new and prove; the first diagnosis stays. `final`: nobody will write anything more."""
+        if self.diagnosis is not None:
+            return self.diagnosis
+        moved = self._read()
+        now = time.monotonic()
+        if not (moved or final or now >= self._next_proof):
+            return None
+        self._next_proof = now + _IDLE_PROOF
+        finding = prove(self.view, now, self.patience, final=final)
+        if finding is None or not self._confirmed(finding, final):
+            return None
+        decided = time.monotonic()
+        finding = self._with_evidence(finding)
+        self.diagnosis = diagnosis_of(
+            finding,
+            decided=decided,
+            last_settled=self.view.matching.last_settled(finding.group.removeprefix("p2p:")),
+        )
+        return self.diagnosis
+
+    def _confirmed(self, finding: Finding, final: bool) -> bool:
+        """Look once more: the ledgers were read one after the other, and the last may be older than the first."""
+        if not self._read():
+            return True
+        again = prove(self.view, time.monotonic(), self.patience, final=final)
+        return again is not None and (again.kind, again.group, again.sequence, again.guilty.keys()) == (
+            finding.kind,
+            finding.group,
+            finding.sequence,
+            finding.guilty.keys(),
+        )
+
+    def _read(self) -> bool:
+        moved = False
+        for rank, reader in enumerate(self._readers):
+            entries = list(reader.new())
+            if not self._begun[rank]:
+                start = next(
+                    (
+                        index
+                        for index, entry in enumerate(entries)
+                        if entry.kind is Kind.BEGIN and entry.detail["name"] == self._name
+                    ),
+                    None,
+                )
+                if start is None:
+                    continue
+                self._begun[rank] = True
+                entries = entries[start:]
+            if entries:
+                moved = True
+                self.view.fold(entries)
+        return moved
+
+    def _with_evidence(self, finding: Finding) -> Finding:
+        """Ask each guilty rank that lives and is in no collective for its current line, before anything is torn down."""
+        guilty: dict[int, Where | None] = {}
+        for rank, where in finding.guilty.items():
+            if where is None or (where.state == "running" and where.site is None):
+                name, site = current_line(
+                    self.pids[rank], stack_path(self.run_dir, rank), self._internal, _ANSWER_WITHIN
+                )
+                last = self.view.ranks[rank].last
+                where = Where(name, site=site or (last.site if last else None))
+            guilty[rank] = where
+        return replace(finding, guilty=guilty)
+
+    def report(self, verdict: str) -> Report:
+        """The run as `esper.lockstep.report/1` has it."""
+        ends = []
+        for seen in self.view.ranks:
+            code = seen.ended.code if seen.ended else None
+            last: Mapping[str, str | None] = {
+                "op": seen.last.op if seen.last else None,
+                "site": site_text(seen.last.site) if seen.last else None,
+            }
+            ends.append(
+                RankEnd(
+                    seen.rank,
+                    exit=code if code is not None and code >= 0 else None,
+                    signal=-code if code is not None and code < 0 else None,
+                    last=last,
+                )
+            )
+        return Report(verdict, (self.diagnosis,) if self.diagnosis else (), tuple(ends))
+
+    # What the proof asks about live ranks.
+
+    def times(self, entry: Entry) -> Times | None:
+        return self._readers[entry.rank].times(entry.number)
+
+    def threads(self, rank: int) -> int:
+        return self._readers[rank].threads()
+
+    def asleep(self, entry: Entry) -> bool:
+        return self._sleep.asleep(self.pids[entry.rank], entry.thread)
+
+    def state(self, rank: int) -> str:
+        return state(self.pids[rank])

@@ -1,0 +1,92 @@
+"""What may be known of a run from outside: N ledgers folded, and how its processes are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from esper.lockstep.entry import Entry, Kind, Times
+from esper.lockstep.matching import Matching, Wait
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that is gone: `code` as waitpid has it (negative: the signal), `at` in seconds of CLOCK_MONOTONIC."""
+
+    code: int
+    at: float
+
+
+@dataclass
+class RankView:
+    """One rank's events, folded."""
+
+    rank: int
+    ended: Ended | None = None
+    over: Entry | None = None
+    raised: Entry | None = None
+    exit: Entry | None = None
+    destroyed: dict[str, Entry] = field(default_factory=dict)
+    last: Entry | None = None
+    last_of_thread: dict[int, Entry] = field(default_factory=dict)
+
+    def fold(self, entry: Entry) -> None:
+        """Take one more record of this rank."""
+        match entry.kind:
+            case Kind.COLLECTIVE:
+                self.last = entry
+                self.last_of_thread[entry.thread] = entry
+            case Kind.DESTROY:
+                self.destroyed.setdefault(entry.group, entry)
+            case Kind.RAISED:
+                if self.raised is None:
+                    self.raised = entry
+            case Kind.EXIT:
+                self.exit = entry
+            case Kind.OVER:
+                self.over = entry
+            case _:
+                pass
+
+
+class Live(Protocol):
+    """The parts of a rank that no record holds; asked anew at every look."""
+
+    def times(self, entry: Entry) -> Times | None:
+        """An entry's times as they are now; None where the ring has overwritten it."""
+
+    def threads(self, rank: int) -> int:
+        """Python threads of the rank when it last began to wait."""
+
+    def asleep(self, entry: Entry) -> bool:
+        """Whether the entry's thread sleeps and has used no processor time for a while."""
+
+    def state(self, rank: int) -> str:
+        """The kernel's letter for the process: R, S, D, T, or X when it is gone."""
+
+
+class View:
+    """Everything the proof reads."""
+
+    def __init__(self, world_size: int, live: Live) -> None:
+        self.ranks = [RankView(rank) for rank in range(world_size)]
+        self.matching = Matching()
+        self.live = live
+
+    def fold(self, entries: Sequence[Entry]) -> None:
+        """Take the new records of one rank, oldest first."""
+        for entry in entries:
+            if entry.kind is Kind.GROUP:
+                self.matching.group(entry.group, tuple(entry.detail["ranks"]))
+            elif entry.kind is Kind.COLLECTIVE:
+                self.matching.add(entry)
+            self.ranks[entry.rank].fold(entry)
+
+    def waits(self) -> dict[int, list[Wait]]:
+        """Who waits in what, now."""
+        return self.matching.waits(self._refresh)
+
+    def _refresh(self, entry: Entry) -> Entry:
+        times = self.live.times(entry)
+        return entry if times is None or times == entry.times else replace(entry, times=times)
