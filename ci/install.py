@@ -103,7 +103,7 @@ def install_torch(pip: Sequence[str], add: Sequence[str], cuda: bool, lock: int)
     source = ["--extra-index-url", index] if index else []
     if not cuda:
         say(f"looking at which {wanted} the index offers")
-        refuse_cuda(resolved([*pip, "install", *source, "--constraint", str(CONSTRAINTS), wanted]))
+        refuse_cuda(resolved([*pip, "install", *source, wanted]))
     elif found:
         # pip takes an installed CPU build for the version that was asked for.
         run([*pip, "uninstall", "--quiet", "--yes", "torch"], lock)

@@ -40,7 +40,8 @@ class TestFindingPython:
         done = call("ci/setup", PATH=path, ESPER_PYTHON="python3")
         assert done.returncode == 1
         assert done.stderr == (
-            f"ci/setup: ESPER_PYTHON=python3 will not do: {path}/python3 (3.9.2); accepted is Python >= 3.11.\n"
+            f"ci/setup: ESPER_PYTHON=python3 will not do: {path}/python3 (3.9.2);"
+            " accepted is Python >= 3.11.\n"
         )
 
     def test_a_named_python_that_is_missing_is_refused(self) -> None:
@@ -62,7 +63,8 @@ class TestFindingPython:
         )
         assert done.returncode == 1
         assert done.stderr == (
-            f"ci/setup: no Python >= 3.11 on PATH (found: {path}/python3.12 (does not run), {path}/python3 (3.10.4));"
+            "ci/setup: no Python >= 3.11 on PATH"
+            f" (found: {path}/python3.12 (does not run), {path}/python3 (3.10.4));"
             " install one of 3.11 to 3.14, or name it with ESPER_PYTHON=/path/to/python.\n"
         )
 
@@ -92,7 +94,8 @@ class TestCudaGuard:
         with pytest.raises(install.SetupError) as caught:
             install.refuse_cuda({"torch": "2.13.0"} | dict.fromkeys(names, "1"))
         assert str(caught.value) == (
-            "refused torch 2.13.0 with nvidia-cublas, nvidia-cudnn, nvidia-nccl ...: a build with CUDA, several GB;"
+            "refused torch 2.13.0 with nvidia-cublas, nvidia-cudnn, nvidia-nccl ...:"
+            " a build with CUDA, several GB;"
             " set ESPER_TORCH_INDEX=https://download.pytorch.org/whl/cpu (it is https://example.org/simple)"
             " for a CPU build, or give --cuda to take this one."
         )

@@ -1,0 +1,255 @@
+"""Who may import whom, and what an import must not drag in."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).resolve().parent.parent / "src"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What a package, and what is in it, may import of these two packages."""
+
+    package: str
+    may: tuple[str, ...]
+    # Inside functions only: what an import of the module must not load.
+    late: tuple[str, ...] = ()
+    # Of the outside world.
+    never: tuple[str, ...] = ("pytest", "_pytest", "pluggy")
+
+
+# What all of esper above lockstep may use.
+GROUND = ("esper.errors", "esper.checks")
+# The longest package that fits a module rules it. One without a line here fails: a new package costs a line.
+RULES = (
+    Rule(package="esper", may=("esper",)),
+    Rule(package="esper.lockstep", may=("esper.lockstep",)),
+    Rule(package="esper.errors", may=("esper.lockstep",)),
+    Rule(package="esper.checks", may=GROUND),
+    Rule(package="esper.lifecycle", may=(*GROUND, "esper.lifecycle")),
+    Rule(package="esper.model", may=(*GROUND, "esper.lifecycle", "esper.model")),
+    Rule(package="esper.control", may=(*GROUND, "esper.lifecycle", "esper.control")),
+    Rule(
+        package="esper.distributed", may=(*GROUND, "esper.lifecycle", "esper.lockstep", "esper.distributed")
+    ),
+    Rule(package="esper.training", may=("esper",)),
+    Rule(package="esper.cli", may=("esper",)),
+    Rule(package="esper.__main__", may=("esper",)),
+    Rule(package="pytest_esper_ddp", may=("pytest_esper_ddp", "esper.lockstep"), never=()),
+    Rule(
+        package="pytest_esper_ddp.faults.lifecycle",
+        may=("pytest_esper_ddp", "esper.lockstep"),
+        late=("esper",),
+        never=(),
+    ),
+)
+OURS = ("esper", "pytest_esper_ddp")
+# Their line is for the package's own __init__, not for whatever comes to lie in it.
+FACADES = ("esper",)
+HOOK_LINES = 9
+
+
+@dataclass(frozen=True)
+class Import:
+    target: str
+    line: int
+    late: bool
+
+
+def within(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+def rule_for(module: str) -> Rule | None:
+    fitting = [rule for rule in RULES if within(module, (rule.package,))]
+    if not fitting:
+        return None
+    best = max(fitting, key=lambda rule: len(rule.package))
+    return None if best.package in FACADES and best.package != module else best
+
+
+def imports_of(tree: ast.Module, module: str, *, is_package: bool) -> Iterator[Import]:
+    """Every import, also under `if TYPE_CHECKING` and by `import_module("...")`."""
+    deferred = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        for target in targets(node, module, is_package=is_package):
+            yield Import(target, getattr(node, "lineno", 0), id(node) in deferred)
+
+
+def targets(node: ast.AST, module: str, *, is_package: bool) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        if node.level:
+            up = module.split(".")[: None if is_package and node.level == 1 else (is_package - node.level)]
+            base = ".".join([*up, base] if base else up)
+        return [f"{base}.{alias.name}" for alias in node.names]
+    if isinstance(node, ast.Call) and node.args:
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        name = node.args[0]
+        if called in ("import_module", "__import__") and isinstance(name, ast.Constant):
+            return [str(name.value)]
+    return []
+
+
+def breaches(root: Path) -> list[str]:
+    """What breaks a rule under this source folder, a line each."""
+    found = []
+    for path in sorted(root.rglob("*.py")):
+        is_package = path.name == "__init__.py"
+        parts = path.relative_to(root).with_suffix("").parts
+        module = ".".join(parts[:-1] if is_package else parts)
+        rule = rule_for(module)
+        if rule is None:
+            found.append(f"{module}: no rule names this package; give it one in {Path(__file__).name}")
+            continue
+        for each in imports_of(ast.parse(path.read_bytes()), module, is_package=is_package):
+            if why := breach(rule, each):
+                found.append(f"{path.relative_to(root)}:{each.line} imports {each.target}: {why}")
+    return found
+
+
+def breach(rule: Rule, each: Import) -> str | None:
+    if within(each.target, rule.never):
+        return f"{rule.package} never imports {', '.join(rule.never)}"
+    if not within(each.target, OURS) or within(each.target, rule.may):
+        return None
+    if within(each.target, rule.late):
+        return None if each.late else f"{rule.package} imports {', '.join(rule.late)} inside functions only"
+    return f"{rule.package} may import {', '.join(rule.may)}"
+
+
+def not_a_hook(path: Path) -> list[str]:
+    """What stands in this module beside imports and short functions named pytest_..., a line each."""
+    found = []
+    for node in ast.parse(path.read_bytes()).body:
+        where = f"{path.name}:{node.lineno}"
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            lines = (node.end_lineno or node.lineno) - body[0].lineno + 1 if body else 0
+            if not node.name.startswith("pytest_"):
+                found.append(f"{where} {node.name} is no hook")
+            elif lines > HOOK_LINES:
+                found.append(f"{where} {node.name} has {lines} lines; under ten are allowed")
+        elif not is_frame(node):
+            found.append(f"{where} is neither an import nor a hook")
+    return found
+
+
+def is_frame(node: ast.stmt) -> bool:
+    """Docstring, imports, `if TYPE_CHECKING:` with imports, `__all__`."""
+    if isinstance(node, ast.If):
+        return all(isinstance(inner, ast.Import | ast.ImportFrom) for inner in node.body) and not node.orelse
+    if isinstance(node, ast.Assign):
+        return [target.id for target in node.targets if isinstance(target, ast.Name)] == ["__all__"]
+    docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return docstring or isinstance(node, ast.Import | ast.ImportFrom)
+
+
+def plant(root: Path, path: str, text: str) -> Path:
+    file = root / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+def test_the_directions_hold() -> None:
+    assert breaches(SRC) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "said"),
+    [
+        ("esper/lockstep/proof.py", "import esper.model", "imports esper.model: esper.lockstep may import"),
+        ("esper/lockstep/proof.py", "from ..errors import EsperError", "imports esper.errors.EsperError"),
+        ("esper/lockstep/__init__.py", "from ..errors import EsperError", "imports esper.errors.EsperError"),
+        ("esper/lockstep/__init__.py", "from .. import errors", "imports esper.errors"),
+        (
+            "esper/lifecycle/gates.py",
+            "def f():\n    from esper.control import x",
+            "gates.py:2 imports esper.control.x",
+        ),
+        (
+            "esper/control/a.py",
+            "from importlib import import_module as m\nimport_module('esper.training')",
+            "a.py:2",
+        ),
+        ("esper/distributed/a.py", "from esper import training", "imports esper.training"),
+        ("esper/training/a.py", "import pytest", "esper.training never imports pytest"),
+        ("esper/training/a.py", "from pytest_esper_ddp import plugin", "esper.training may import esper"),
+        ("esper/errors.py", "from esper.lifecycle import Stage", "esper.errors may import esper.lockstep"),
+        ("esper/telemetry/a.py", "", "esper.telemetry.a: no rule names this package"),
+        ("other/a.py", "", "other.a: no rule names this package"),
+        (
+            "pytest_esper_ddp/rank/a.py",
+            "def f():\n    import esper.model",
+            "may import pytest_esper_ddp, esper.lock",
+        ),
+        ("pytest_esper_ddp/faults/lifecycle.py", "import esper.model", "imports esper inside functions only"),
+    ],
+)
+def test_a_planted_breach_is_found(tmp_path: Path, path: str, text: str, said: str) -> None:
+    plant(tmp_path, path, text)
+    found = breaches(tmp_path)
+    assert len(found) == 1
+    assert said in found[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("esper/lockstep/a.py", "from . import proof\nfrom .wire import x\nimport torch"),
+        ("esper/lockstep/deep/a.py", "from .. import proof\nfrom ..proof import x"),
+        ("esper/lockstep/__init__.py", "from . import proof\nfrom .proof import x"),
+        ("esper/__init__.py", "from esper.training import Trainer"),
+        ("esper/training/tasks/a.py", "from esper.model import x\nfrom esper.lockstep import y"),
+        ("pytest_esper_ddp/rank/a.py", "import pytest\nfrom esper.lockstep import tag"),
+        ("pytest_esper_ddp/faults/lifecycle.py", "def f():\n    from esper.model import x"),
+    ],
+)
+def test_what_is_allowed_is_not_reported(tmp_path: Path, path: str, text: str) -> None:
+    plant(tmp_path, path, text)
+    assert breaches(tmp_path) == []
+
+
+def test_the_plugin_holds_hooks_only() -> None:
+    assert not_a_hook(SRC / "pytest_esper_ddp" / "plugin.py") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def helper():\n    pass", "helper is no hook"),
+        ("STATE = {}", "neither an import nor a hook"),
+        ("class State:\n    pass", "neither an import nor a hook"),
+        ("def pytest_configure():\n" + "    x = 1\n" * 10, "has 10 lines"),
+    ],
+)
+def test_what_is_no_hook_is_found(tmp_path: Path, text: str, said: str) -> None:
+    (found,) = not_a_hook(plant(tmp_path, "plugin.py", text))
+    assert said in found
+
+
+def test_a_hook_of_nine_lines_and_its_docstring_may_stay(tmp_path: Path) -> None:
+    body = '    """Says\n\n    what.\n    """\n' + "    x = 1\n" * 9
+    text = '"""Hooks."""\nimport os\nif TYPE_CHECKING:\n    import torch\ndef pytest_configure():\n' + body
+    assert not_a_hook(plant(tmp_path, "plugin.py", text)) == []
+
+
+@pytest.mark.parametrize("module", ["pytest_esper_ddp.plugin", "esper", "esper.lockstep"])
+def test_importing_it_does_not_import_torch(module: str) -> None:
+    code = f"import sys; sys.path.insert(0, {str(SRC)!r}); import {module}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-Ic", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
