@@ -1,0 +1,198 @@
+"""What happens when a rank does not come to an exchange in time: who is missing, said alike by all who came.
+
+An exchange is waited for in slices. The first rank whose deadline passes calls the exchange off in the job's
+store; the others see that within `POLL` seconds, so that all who are there enter `monitored_barrier`
+together, and a rank that merely came later is not named. Each says in the store that it is there, and the
+first report written there, rank 0's if rank 0 came, is the one that all of them raise.
+
+No exchange touches the store unless more than half a deadline has passed since this rank entered the one
+before. That is safe: no rank can begin to wait before all have entered the previous exchange, so none can
+give up within a whole deadline of that. The other half is the margin for an exchange that is complete on one
+rank and not yet on another.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import NoReturn
+
+import torch.distributed as dist
+
+from esper.distributed.board import Board
+from esper.distributed.divergence import ranks_text
+from esper.errors import AgreementDeadline
+from esper.lockstep import awaiting
+
+# Python runs no signal handler inside a wait, so Ctrl-C is answered after at most a slice.
+SLICE = 0.2
+POLL = 0.02
+# A rank other than 0 waits in monitored_barrier for its group's time-out, whatever it passes.
+DIAGNOSIS = 0.3
+# How long the others wait for rank 0's report after their own barrier failed.
+REPORT = 0.1
+
+_HELD, _CALLED_OFF = "held", "called off"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the ranks that came found out; ranks are global."""
+
+    where: str  # which exchange
+    seconds: float  # the deadline
+    world_size: int
+    missing: tuple[int, ...]
+    late: tuple[int, ...]  # came after the exchange was called off
+    barrier: str  # what monitored_barrier said to the writer, "" if it passed
+
+    def error(self) -> AgreementDeadline:
+        """The error that every rank raises, with the same text."""
+        return AgreementDeadline(self._message(), guilty=self.missing or self.late)
+
+    def _message(self) -> str:
+        lines = [f"{self.where} was called off after {self.seconds:g} s: {self._who()}"]
+        if self.late and self.missing:
+            lines.append(f"{ranks_text(self.late)} came after that")
+        if self.barrier:
+            lines.append(f"monitored_barrier: {self.barrier}")
+        return "\n".join(lines)
+
+    def _who(self) -> str:
+        if self.missing:
+            return f"{ranks_text(self.missing)} of {self.world_size} did not come"
+        if self.late:
+            return f"{ranks_text(self.late)} of {self.world_size} came only after that"
+        return "every rank came, but the exchange did not complete"
+
+
+class Deadline:
+    """Waits for the operations of one control group, in order, each for at most `seconds`."""
+
+    def __init__(
+        self,
+        ranks: Sequence[int],
+        rank: int,
+        diagnostic: dist.ProcessGroup,
+        board: Board,
+        *,
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`ranks` are the group's global ranks in group order, `rank` this process's global rank."""
+        self._ranks, self._rank = tuple(ranks), rank
+        self._diagnostic, self._board = diagnostic, board
+        self._seconds, self._clock = seconds, clock
+        self._entered = clock()
+        self._round = 0
+
+    def wait(self, work: dist.Work, where: str) -> None:
+        """Collective: every rank, same order. Returns when `work` is done.
+
+        Raises AgreementDeadline, the same on every rank that is here, within 0.5 s of the first deadline that
+        passes; a rank that comes later raises it at once. An error of the operation itself is raised as it
+        is.
+        """
+        begun = self._clock()
+        quiet_until = self._entered + self._seconds / 2
+        self._entered = begun
+        self._round += 1
+        late = begun >= quiet_until and self._called_off()
+        if late or not self._complete(work, begun + self._seconds, quiet_until):
+            self._give_up(where, late)
+
+    def muster(self, arrival: dist.Work | None, where: str) -> None:
+        """Collective: every rank, same order. Waits for `arrival`, then runs `monitored_barrier`, before an
+        exchange.
+
+        The barrier comes second because ranks that enter it at different times name the wrong one. Raises as
+        `wait`.
+        """
+        assert arrival is not None
+        self.wait(arrival, where)
+        if self._barrier():
+            self._round += 1
+            self._board.settle(self._key("verdict"), _CALLED_OFF)
+            self._give_up(where, late=False)
+
+    def _complete(self, work: dist.Work, until: float, quiet_until: float) -> bool:
+        """Whether the operation got done, by a verdict that is the same on every rank."""
+        with awaiting(work):
+            while True:
+                now = self._clock()
+                quiet = now < quiet_until
+                done = _done_within(work, min(SLICE if quiet else POLL, max(until - now, 0.001)))
+                now = self._clock()
+                if done:
+                    return now < quiet_until or self._board.settle(self._key("verdict"), _HELD) != _CALLED_OFF
+                if now >= until:
+                    if self._board.settle(self._key("verdict"), _CALLED_OFF) != _HELD:
+                        return False
+                    # Another rank has it complete, so it is about to be complete here.
+                    until = float("inf")
+                elif now >= quiet_until and self._called_off():
+                    return False
+
+    def _called_off(self) -> bool:
+        return self._board.read(self._key("verdict")) == _CALLED_OFF
+
+    def _give_up(self, where: str, late: bool) -> NoReturn:
+        self._board.settle(self._key(f"here/{self._rank}"), "late" if late else "waiting")
+        report = self._board.read(self._key("report"))
+        if report is None:
+            barrier = self._barrier()
+            if self._rank != self._ranks[0] and self._board.read(self._key(f"here/{self._ranks[0]}")):
+                report = self._await_report()
+            report = report or self._settle_report(where, barrier)
+        fields = json.loads(report)
+        fields["missing"], fields["late"] = tuple(fields["missing"]), tuple(fields["late"])
+        raise Report(**fields).error()
+
+    def _barrier(self) -> str:
+        try:
+            dist.monitored_barrier(
+                self._diagnostic, timeout=timedelta(seconds=DIAGNOSIS), wait_all_ranks=True
+            )
+        except RuntimeError as error:
+            return str(error).partition("\n")[0].strip()
+        return ""
+
+    def _await_report(self) -> str | None:
+        until = self._clock() + REPORT
+        while (report := self._board.read(self._key("report"))) is None and self._clock() < until:
+            time.sleep(POLL / 4)
+        return report
+
+    def _settle_report(self, where: str, barrier: str) -> str:
+        answers = {rank: self._board.read(self._key(f"here/{rank}")) for rank in self._ranks}
+        mine = Report(
+            where=where,
+            seconds=self._seconds,
+            world_size=len(self._ranks),
+            # A silent store can't tell who is there; then monitored_barrier's text has to do.
+            missing=()
+            if self._board.silent
+            else tuple(rank for rank in self._ranks if answers[rank] is None),
+            late=tuple(rank for rank in self._ranks if answers[rank] == "late"),
+            barrier=barrier,
+        )
+        text = json.dumps(asdict(mine))
+        return self._board.settle(self._key("report"), text) or text
+
+    def _key(self, name: str) -> str:
+        return f"{self._round}/{name}"
+
+
+def _done_within(work: dist.Work, seconds: float) -> bool:
+    # A wait that times out leaves the operation under way, and it may still complete. A time-out of 0 would
+    # mean none at all.
+    try:
+        work.wait(timedelta(seconds=seconds))
+    except RuntimeError:
+        if not work.is_completed():
+            return False
+        work.wait()  # done in the meantime: raises the operation's own error, if it had one
+    return True

@@ -1,0 +1,195 @@
+"""Exchanges between real ranks."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from esper.distributed import Agreed, Agreement, AgreementConfig, GrowthRecord, GrowthStep
+from esper.errors import AgreementDeadline, LifecycleDivergence, SeedBuildFailed
+from esper.lifecycle.metrics import MetricSums, SlotMeasurement
+from esper.lifecycle.stage import Stage
+from tests.esper.distributed.records import agreement_record, in_stage
+from tests.esper.ranks import Outcome, run_ranks
+
+DEADLINE = 1.0
+
+
+def _agreement(deadline: float = 10.0, debug: bool = False) -> Agreement:
+    return Agreement(dist.group.WORLD, AgreementConfig(deadline=deadline, debug=debug))
+
+
+def _errors(outcomes: list[Outcome]) -> list[str]:
+    return [f"{type(outcome.error).__name__}: {outcome.error}" for outcome in outcomes]
+
+
+def test_every_rank_gets_the_same_averages() -> None:
+    def body(rank: int) -> tuple[Agreed, list[float]]:
+        record = agreement_record(
+            train=MetricSums(0.1 * (rank + 1), rank, 10 + rank),
+            measurements=(SlotMeasurement(), SlotMeasurement(0.1 * rank, None, 2.0 * rank if rank else None)),
+            next_batches=11 + rank,
+            random_bits=100 + rank,
+            panic=rank == 2,
+        )
+        with _agreement() as agreement:
+            agreed = agreement.exchange(record)
+            values = torch.tensor([float(rank), 4.0])
+            agreement.mean_(values, "buffers")
+            return agreed, values.tolist()
+
+    outcomes = run_ranks(body, 3)
+    assert _errors(outcomes) == ["NoneType: None"] * 3
+    agreed, means = outcomes[0].value
+    assert all(pickle.dumps(outcome.value[0]) == pickle.dumps(agreed) for outcome in outcomes)
+    assert agreed.train == MetricSums(0.1 + 0.2 + 0.1 * 3, 3, 33)
+    assert agreed.measurements[0] == SlotMeasurement()
+    assert agreed.measurements[1].contribution == 3.0
+    assert agreed.next_batches == ((0, 11), (1, 12), (2, 13))
+    assert agreed.random_bits == 100
+    assert agreed.panicking == (2,)
+    assert means == [1.0, 4.0]
+
+
+def test_one_process_agrees_with_itself_without_a_group() -> None:
+    agreed = Agreement(None).exchange(agreement_record())
+    assert agreed.records == (agreement_record(),)
+    assert agreed.measurements == agreement_record().measurements
+
+
+def test_a_stage_that_differs_is_named_alike_on_every_rank() -> None:
+    def body(rank: int) -> None:
+        with _agreement() as agreement:
+            agreement.exchange(in_stage(Stage.GERMINATED if rank == 2 else Stage.TRAINING))
+
+    outcomes = run_ranks(body, 3)
+    errors = [outcome.error for outcome in outcomes]
+    assert len({str(error) for error in errors}) == 1
+    assert all(isinstance(error, LifecycleDivergence) and error.guilty == (2,) for error in errors)
+    assert str(errors[0]) == (
+        "ranks disagree in the agreement of epoch 7: "
+        "stage of r0c1: TRAINING on ranks 0, 1; GERMINATED on rank 2"
+    )
+
+
+@pytest.mark.parametrize(("world_size", "missing"), [(3, (2,)), (3, (0,)), (4, (1, 3)), (4, (0, 1))], ids=str)
+def test_ranks_that_stay_away_are_named_in_time(world_size: int, missing: tuple[int, ...]) -> None:
+    def body(rank: int) -> None:
+        agreement = _agreement(DEADLINE)
+        if rank in missing:
+            time.sleep(DEADLINE + 0.7)
+            return
+        agreement.exchange(agreement_record())
+
+    outcomes = run_ranks(body, world_size)
+    came = [outcome for rank, outcome in enumerate(outcomes) if rank not in missing]
+    for outcome in came:
+        assert isinstance(outcome.error, AgreementDeadline)
+        assert outcome.error.guilty == missing
+        assert str(outcome.error) == str(came[0].error)
+        assert "monitored" in str(outcome.error)
+        assert outcome.seconds < DEADLINE + 0.5
+    if 0 not in missing:
+        assert f"Ranks {', '.join(map(str, missing))} failed to pass monitoredBarrier" in str(came[0].error)
+
+
+def test_a_rank_that_merely_came_later_is_not_named() -> None:
+    def body(rank: int) -> None:
+        agreement = _agreement(DEADLINE)
+        if rank == 2:
+            time.sleep(DEADLINE + 0.7)
+            return
+        if rank == 3:
+            time.sleep(0.6 * DEADLINE)
+        agreement.exchange(agreement_record())
+
+    outcomes = run_ranks(body, 4)
+    for rank in (0, 1, 3):
+        error = outcomes[rank].error
+        assert isinstance(error, AgreementDeadline)
+        assert error.guilty == (2,)
+        assert outcomes[rank].seconds < DEADLINE + 0.5
+
+
+def test_a_rank_that_comes_after_the_end_raises_at_once() -> None:
+    def body(rank: int) -> float:
+        agreement = _agreement(DEADLINE)
+        if rank == 1:
+            time.sleep(DEADLINE + 0.5)
+        begun = time.monotonic()
+        with pytest.raises(AgreementDeadline) as raised:
+            agreement.exchange(agreement_record())
+        assert raised.value.guilty == (1,)
+        took = time.monotonic() - begun
+        time.sleep(DEADLINE)  # those that gave up stay alive: nothing but their verdict stops the late one
+        return took
+
+    outcomes = run_ranks(body, 3)
+    assert _errors(outcomes) == ["NoneType: None"] * 3
+    assert outcomes[1].value < 0.2
+
+
+def test_debug_logs_each_slots_turn_with_its_rank(caplog: pytest.LogCaptureFixture) -> None:
+    def body(rank: int) -> list[str]:
+        caplog.set_level(logging.INFO, "esper")
+        with _agreement(debug=True) as agreement:
+            agreement.exchange(agreement_record())
+        return caplog.messages
+
+    outcomes = run_ranks(body, 2)
+    assert outcomes[1].value == [
+        "rank 1, epoch 7: turn of slot r0c0, DORMANT",
+        "rank 1, epoch 7: turn of slot r0c1, TRAINING",
+    ]
+
+
+def test_a_part_of_the_job_names_global_ranks() -> None:
+    def body(rank: int) -> None:
+        part = dist.new_group([1, 2])
+        if rank == 0:
+            return
+        agreement = Agreement(part, AgreementConfig(deadline=10.0))
+        agreement.exchange(replace(agreement_record(), epoch=rank))
+
+    outcomes = run_ranks(body, 3)
+    error = outcomes[2].error
+    assert isinstance(error, LifecycleDivergence)
+    assert error.guilty == (1, 2)
+    assert "epoch: 1 on rank 1; 2 on rank 2" in str(error)
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_seed_that_could_not_be_built_stops_the_growth(everywhere: bool) -> None:
+    def body(rank: int) -> None:
+        error = "MemoryError: no room" if everywhere or rank == 1 else ""
+        step = GrowthStep(slot_id="r0c0", action="germinate", blueprint="norm", fingerprint=5, error=error)
+        with _agreement() as agreement:
+            agreement.confirm(GrowthRecord(run_id=1, epoch=7, decision=9, steps=(step,)))
+
+    outcomes = run_ranks(body, 3)
+    assert len({str(outcome.error) for outcome in outcomes}) == 1
+    error = outcomes[0].error
+    if everywhere:
+        assert isinstance(error, SeedBuildFailed)
+    else:
+        assert isinstance(error, LifecycleDivergence)
+        assert error.guilty == (1,)
+        assert "building norm for r0c0: built on ranks 0, 2; MemoryError: no room on rank 1" in str(error)
+
+
+def test_ranks_in_different_exchanges_say_so() -> None:
+    def body(rank: int) -> None:
+        with _agreement() as agreement:
+            if rank == 1:
+                agreement.confirm(GrowthRecord(run_id=1, epoch=7, decision=9, steps=()))
+            else:
+                agreement.exchange(agreement_record())
+
+    outcomes = run_ranks(body, 3)
+    assert "exchange: agreement on ranks 0, 2; growth on rank 1" in str(outcomes[1].error)

@@ -1,0 +1,76 @@
+"""Runs a function on real ranks: forked processes, gloo, a FileStore."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one rank's function returned or raised, and how many seconds it took."""
+
+    value: Any
+    error: Exception | None
+    seconds: float
+
+
+def run_ranks(body: Callable[[int], Any], world_size: int, timeout: float = 20.0) -> list[Outcome]:
+    """`body(rank)` on ranks with a default gloo group; raises TimeoutError when one doesn't answer."""
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as folder:
+        ends, processes = [], []
+        for rank in range(world_size):
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_rank, args=(body, rank, world_size, Path(folder) / "store", theirs)
+            )
+            process.start()
+            theirs.close()
+            ends.append(ours)
+            processes.append(process)
+        until = time.monotonic() + timeout
+        try:
+            return [_receive(end, rank, until) for rank, end in enumerate(ends)]
+        finally:
+            for process in processes:
+                process.join(max(0.1, min(2.0, until - time.monotonic())))
+                if process.is_alive():
+                    process.kill()
+                    process.join()
+
+
+def _receive(end: Connection, rank: int, until: float) -> Outcome:
+    if not end.poll(max(0.0, until - time.monotonic())):
+        raise TimeoutError(f"rank {rank} did not answer in time")
+    outcome = end.recv()
+    assert isinstance(outcome, Outcome)
+    return outcome
+
+
+def _rank(body: Callable[[int], Any], rank: int, world_size: int, store: Path, end: Connection) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        store=FileStore(str(store), world_size),
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=10),
+    )
+    begun = time.monotonic()
+    try:
+        outcome = Outcome(body(rank), None, time.monotonic() - begun)
+    except Exception as error:  # noqa: BLE001 - whatever a rank raises is what the test looks at
+        outcome = Outcome(None, error, time.monotonic() - begun)
+    end.send(outcome)
