@@ -1,0 +1,18 @@
+"""Controllers: what to do with the slots, decided alike on every rank. Does not import torch."""
+
+from esper.control.actions import Action, Advance, Decision, Germinate, Prune
+from esper.control.heuristic import HeuristicConfig, HeuristicController
+from esper.control.signals import EpochSignals, SlotView, gate_for
+
+__all__ = [
+    "Action",
+    "Advance",
+    "Decision",
+    "EpochSignals",
+    "Germinate",
+    "HeuristicConfig",
+    "HeuristicController",
+    "Prune",
+    "SlotView",
+    "gate_for",
+]

@@ -1,0 +1,267 @@
+"""Everything `esper` raises on purpose, as types with fields.
+
+Each class hands its fields to `Exception.__init__` in order, so `args` rebuilds it: errors cross process
+borders by pickle, and a rank's error has to arrive in the parent as what it was. The text is made from the
+fields when asked for.
+"""
+
+from collections.abc import Sequence
+
+from esper.lockstep import DivergenceError, FieldDifference
+
+
+class EsperError(Exception):
+    """Base of the errors of this package."""
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names) if names else "none"
+
+
+class ConfigError(EsperError):
+    """A configured value is outside of what is accepted; `key` is its dotted path."""
+
+    def __init__(self, key: str, value: object, accepted: str) -> None:
+        super().__init__(key, value, accepted)
+        self.key = key
+        self.value = value
+        self.accepted = accepted
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.value!r} is not accepted: must be {self.accepted}"
+
+
+class UnknownSlot(EsperError):
+    """A slot id that the model does not have."""
+
+    def __init__(self, slot_id: str, known: tuple[str, ...]) -> None:
+        super().__init__(slot_id, known)
+        self.slot_id = slot_id
+        self.known = known
+
+    def __str__(self) -> str:
+        return f"no slot {self.slot_id!r} in this model; its slots are: {_listed(self.known)}"
+
+
+class UnknownBlueprint(EsperError):
+    """A blueprint name that is not registered for this topology."""
+
+    def __init__(self, topology: str, name: str, known: tuple[str, ...]) -> None:
+        super().__init__(topology, name, known)
+        self.topology = topology
+        self.name = name
+        self.known = known
+
+    def __str__(self) -> str:
+        return f"no blueprint {self.name!r} for topology {self.topology!r}; those are: {_listed(self.known)}"
+
+
+class UnknownBlueprintOption(EsperError):
+    """An option that the blueprint does not take."""
+
+    def __init__(self, topology: str, name: str, option: str, known: tuple[str, ...]) -> None:
+        super().__init__(topology, name, option, known)
+        self.topology = topology
+        self.name = name
+        self.option = option
+        self.known = known
+
+    def __str__(self) -> str:
+        return (
+            f"blueprint {self.name!r} for topology {self.topology!r} has no option {self.option!r}; "
+            f"its options are: {_listed(self.known)}"
+        )
+
+
+class SlotOccupied(EsperError):
+    """Germination was asked of a slot that holds a seed; `stage` is the name of the seed's stage."""
+
+    def __init__(self, slot_id: str, stage: str, blueprint: str) -> None:
+        super().__init__(slot_id, stage, blueprint)
+        self.slot_id = slot_id
+        self.stage = stage
+        self.blueprint = blueprint
+
+    def __str__(self) -> str:
+        return (
+            f"slot {self.slot_id!r} already holds a {self.blueprint!r} seed in stage {self.stage}: "
+            "germinate only in a DORMANT slot"
+        )
+
+
+class SlotEmpty(EsperError):
+    """An operation on a seed was asked of a slot without one."""
+
+    def __init__(self, slot_id: str, operation: str) -> None:
+        super().__init__(slot_id, operation)
+        self.slot_id = slot_id
+        self.operation = operation
+
+    def __str__(self) -> str:
+        return f"slot {self.slot_id!r} is empty (DORMANT): germinate a seed before you {self.operation} it"
+
+
+class IllegalTransition(EsperError):
+    """A step that the transition table, or a ramp under way, does not allow; stages are given by name."""
+
+    def __init__(self, slot_id: str, stage: str, operation: str, accepted: str) -> None:
+        super().__init__(slot_id, stage, operation, accepted)
+        self.slot_id = slot_id
+        self.stage = stage
+        self.operation = operation
+        self.accepted = accepted
+
+    def __str__(self) -> str:
+        return f"slot {self.slot_id!r} in stage {self.stage} cannot {self.operation}: {self.accepted}"
+
+
+class FossilPruned(EsperError):
+    """A prune was asked of a fossilised seed, which is kept for good."""
+
+    def __init__(self, slot_id: str, blueprint: str) -> None:
+        super().__init__(slot_id, blueprint)
+        self.slot_id = slot_id
+        self.blueprint = blueprint
+
+    def __str__(self) -> str:
+        return f"slot {self.slot_id!r} holds a FOSSILIZED {self.blueprint!r} seed, which cannot be pruned"
+
+
+class UnguardedStage(EsperError):
+    """A gate was asked for a stage that no gate guards; stages are given by name."""
+
+    def __init__(self, stage: str, guarded: tuple[str, ...]) -> None:
+        super().__init__(stage, guarded)
+        self.stage = stage
+        self.guarded = guarded
+
+    def __str__(self) -> str:
+        return f"no gate guards stage {self.stage}; guarded are: {_listed(self.guarded)}"
+
+
+class AlphaNotHolding(EsperError):
+    """A new alpha target was set while a ramp was under way."""
+
+    def __init__(self, alpha: float, target: float, ticks_left: int) -> None:
+        super().__init__(alpha, target, ticks_left)
+        self.alpha = alpha
+        self.target = target
+        self.ticks_left = ticks_left
+
+    def __str__(self) -> str:
+        return (
+            f"alpha is on its way ({self.alpha:.6g} -> {self.target:.6g}, {self.ticks_left} ticks left): "
+            "retarget only when it holds"
+        )
+
+
+class ShapeMismatch(EsperError):
+    """A seed changed the shape of its input; `where` names the slot or the blueprint."""
+
+    def __init__(self, where: str, expected: tuple[int, ...], got: tuple[int, ...]) -> None:
+        super().__init__(where, expected, got)
+        self.where = where
+        self.expected = expected
+        self.got = got
+
+    def __str__(self) -> str:
+        return f"{self.where}: output shape {self.got}, but a seed must keep its input's, {self.expected}"
+
+
+class BadOverride(EsperError):
+    """An alpha override that cannot be evaluated."""
+
+    def __init__(self, slot_id: str, value: str, accepted: str) -> None:
+        super().__init__(slot_id, value, accepted)
+        self.slot_id = slot_id
+        self.value = value
+        self.accepted = accepted
+
+    def __str__(self) -> str:
+        return f"alpha_overrides[{self.slot_id!r}] = {self.value} is not accepted: must be {self.accepted}"
+
+
+class OverrideInTraining(EsperError):
+    """A counterfactual was asked of a model in training mode; `module` is the first module found in it."""
+
+    def __init__(self, module: str) -> None:
+        super().__init__(module)
+        self.module = module
+
+    def __str__(self) -> str:
+        return (
+            f"alpha_overrides need eval mode, but {self.module!r} is in training mode, where a forward pass "
+            "may change statistics or draw random numbers: call model.eval() first"
+        )
+
+
+class BadState(EsperError):
+    """Saved state that cannot be restored; `where` names the object and the key."""
+
+    def __init__(self, where: str, value: object, accepted: str) -> None:
+        super().__init__(where, value, accepted)
+        self.where = where
+        self.value = value
+        self.accepted = accepted
+
+    def __str__(self) -> str:
+        return f"cannot restore {self.where} from {self.value!r}: must be {self.accepted}"
+
+
+class TooManySlots(EsperError):
+    """More slots than the ranks can compare in one exchange."""
+
+    def __init__(self, count: int, room: int) -> None:
+        super().__init__(count, room)
+        self.count = count
+        self.room = room
+
+    def __str__(self) -> str:
+        return f"{self.count} slots or actions do not fit into one exchange: at most {self.room} are accepted"
+
+
+class SeedBuildFailed(EsperError):
+    """A seed could not be built on any rank, so no rank has it; `reason` is the building's own error."""
+
+    def __init__(self, slot_id: str, blueprint: str, reason: str) -> None:
+        super().__init__(slot_id, blueprint, reason)
+        self.slot_id = slot_id
+        self.blueprint = blueprint
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"no rank could build a {self.blueprint!r} seed for slot {self.slot_id!r}: {self.reason}"
+
+
+class DataError(EsperError):
+    """Training data that is not there or cannot be used; `fix` says what would help."""
+
+    def __init__(self, source: str, problem: str, fix: str) -> None:
+        super().__init__(source, problem, fix)
+        self.source = source
+        self.problem = problem
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.problem}; {self.fix}"
+
+
+class LifecycleDivergence(DivergenceError):
+    """Ranks that must be alike are not; `fields` holds each value that differs, with its rank."""
+
+    def __init__(self, message: str, *, guilty: Sequence[int], fields: Sequence[FieldDifference]) -> None:
+        super().__init__(message, kind="lifecycle", guilty=guilty, fields=fields)
+
+
+class LoaderMismatch(DivergenceError):
+    """Ranks announced different numbers of batches for the next epoch."""
+
+    def __init__(self, message: str, *, guilty: Sequence[int], fields: Sequence[FieldDifference]) -> None:
+        super().__init__(message, kind="lifecycle", guilty=guilty, fields=fields)
+
+
+class AgreementDeadline(DivergenceError):
+    """Ranks did not come to an exchange in time; `guilty` are those that stayed away."""
+
+    def __init__(self, message: str, *, guilty: Sequence[int]) -> None:
+        super().__init__(message, kind="deadline", guilty=guilty)

@@ -1,0 +1,160 @@
+"""The life of one slot as a value: each step returns the next state or raises and leaves nothing changed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from esper.checks import check_int
+from esper.errors import BadState, ConfigError, FossilPruned, IllegalTransition, SlotEmpty, SlotOccupied
+from esper.lifecycle.alpha import AlphaController, AlphaMode
+from esper.lifecycle.config import SlotConfig
+from esper.lifecycle.record import SlotRecord
+from esper.lifecycle.stage import Stage, can_move, has_seed, in_cooldown, next_stage
+
+
+@dataclass(frozen=True, slots=True)
+class SlotState:
+    """Stage, seed and alpha of one slot.
+
+    Gates are not asked here: they judge whether a step is wise, this whether it is possible.
+    """
+
+    slot_id: str
+    stage: Stage = Stage.DORMANT
+    blueprint: str | None = None
+    birth: int = 0
+    epochs_in_stage: int = 0
+    alpha: AlphaController = field(default_factory=AlphaController)
+
+    @property
+    def retreating(self) -> bool:
+        """Whether a prune is under way: alpha goes down to 0 and the seed leaves when it arrives."""
+        return self.alpha.mode is AlphaMode.DOWN and self.alpha.target == 0.0
+
+    def record(self) -> SlotRecord:
+        """What the ranks compare."""
+        alpha = self.alpha
+        return SlotRecord(
+            slot_id=self.slot_id,
+            stage=self.stage,
+            blueprint=self.blueprint,
+            birth=self.birth,
+            epochs_in_stage=self.epochs_in_stage,
+            alpha=alpha.alpha,
+            alpha_target=alpha.target,
+            alpha_mode=int(alpha.mode),
+            ticks_left=alpha.ticks_left,
+        )
+
+    def check_vacant(self) -> None:
+        """Raises SlotOccupied when the slot holds a seed, IllegalTransition when it is in cooldown."""
+        if self.blueprint is not None:
+            raise SlotOccupied(self.slot_id, self.stage.name, self.blueprint)
+        if self.stage is not Stage.DORMANT:
+            raise self._illegal("germinate", "it is in cooldown until it is DORMANT")
+
+    def germinate(self, blueprint: str) -> "SlotState":
+        """DORMANT -> GERMINATED. Raises SlotOccupied or IllegalTransition."""
+        self.check_vacant()
+        return self._enter(Stage.GERMINATED, blueprint=blueprint, birth=self.birth + 1)
+
+    def advance(self, config: SlotConfig) -> "SlotState":
+        """The next stage of a seed; entering BLENDING starts alpha on its way up.
+
+        Raises SlotEmpty, or IllegalTransition when there is no next stage or a prune is under way.
+        """
+        if self.stage is Stage.DORMANT:
+            raise SlotEmpty(self.slot_id, "advance")
+        if in_cooldown(self.stage):
+            raise self._illegal("advance", "a cooldown ends by its ticks")
+        if self.retreating:
+            raise self._illegal("advance", f"it is being pruned, {self.alpha.ticks_left} ticks left")
+        target = next_stage(self.stage)
+        if target is None:
+            raise self._illegal("advance", "the stage is terminal")
+        if target is Stage.BLENDING:
+            fresh = AlphaController(curve=config.curve, steepness=config.steepness)
+            return self._enter(target, alpha=fresh.retarget(config.alpha_target, config.tempo))
+        return self._enter(target)
+
+    def prune(self, tempo: int) -> "SlotState":
+        """Take the seed out. From BLENDING and HOLDING alpha first goes down over `tempo` ticks; 0: at once.
+
+        A prune under way can be cut short by tempo 0. Raises FossilPruned, SlotEmpty, IllegalTransition, or
+        ConfigError for a tempo that is not an int of at least 0.
+        """
+        check_int("tempo", tempo, 0)
+        if self.stage is Stage.FOSSILIZED:
+            raise FossilPruned(self.slot_id, str(self.blueprint))
+        if self.stage is Stage.DORMANT:
+            raise SlotEmpty(self.slot_id, "prune")
+        if in_cooldown(self.stage):
+            raise self._illegal("prune", "its seed is gone already")
+        if self.retreating and tempo > 0:
+            raise self._illegal("prune", f"it is being pruned, {self.alpha.ticks_left} ticks left")
+        retreat = self.alpha.retreat(tempo)
+        if retreat.mode is AlphaMode.HOLD:
+            return self._clear()
+        return replace(self, alpha=retreat)
+
+    def tick(self, config: SlotConfig) -> "SlotState":
+        """One epoch is over: alpha moves a step, a cooldown counts down, the epochs in the stage count up."""
+        state = self
+        if in_cooldown(state.stage):
+            if state.epochs_in_stage >= config.cooldown(state.stage):
+                following = next_stage(state.stage)
+                assert following is not None  # the table leads every cooldown stage on
+                state = state._enter(following)
+        elif state.retreating:
+            state = replace(state, alpha=state.alpha.tick())
+            if state.alpha.mode is AlphaMode.HOLD:
+                state = state._clear()
+        else:
+            state = replace(state, alpha=state.alpha.tick())
+        return replace(state, epochs_in_stage=state.epochs_in_stage + 1)
+
+    def _clear(self) -> "SlotState":
+        return self._enter(Stage.PRUNED, blueprint=None, alpha=AlphaController())
+
+    def _enter(self, stage: Stage, **changes: object) -> "SlotState":
+        if not can_move(self.stage, stage):
+            raise self._illegal(f"move to {stage.name}", "the transition table has no such step")
+        return replace(self, stage=stage, epochs_in_stage=0, **changes)  # type: ignore[arg-type]
+
+    def _illegal(self, operation: str, reason: str) -> IllegalTransition:
+        return IllegalTransition(self.slot_id, self.stage.name, operation, reason)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values that `from_dict` takes back."""
+        return {
+            "slot_id": self.slot_id,
+            "stage": int(self.stage),
+            "blueprint": self.blueprint,
+            "birth": self.birth,
+            "epochs_in_stage": self.epochs_in_stage,
+            "alpha": self.alpha.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, object]) -> "SlotState":
+        """The state that `to_dict` described. Raises BadState for missing or contradicting values."""
+        names = ("slot_id", "stage", "blueprint", "birth", "epochs_in_stage", "alpha")
+        if set(state) != set(names):
+            raise BadState("slot", sorted(state), f"a mapping with exactly the keys {', '.join(names)}")
+        slot_id, code, blueprint, birth, epochs, alpha = (state[name] for name in names)
+        where = f"slot {slot_id!r}"
+        if not isinstance(slot_id, str):
+            raise BadState("slot.slot_id", slot_id, "a str")
+        if not isinstance(code, int) or code not in set(Stage):
+            raise BadState(f"{where}.stage", code, "the code of a stage")
+        if not isinstance(alpha, Mapping):
+            raise BadState(f"{where}.alpha", alpha, "a mapping")
+        stage = Stage(code)
+        if not (isinstance(blueprint, str) if has_seed(stage) else blueprint is None):
+            accepted = "a str" if has_seed(stage) else "None"
+            raise BadState(f"{where}.blueprint", blueprint, f"{accepted} in stage {stage.name}")
+        try:
+            counts = check_int(f"{where}.birth", birth, 0), check_int(f"{where}.epochs_in_stage", epochs, 0)
+        except ConfigError as error:
+            raise BadState(error.key, error.value, error.accepted) from None
+        name = blueprint if isinstance(blueprint, str) else None
+        return cls(slot_id, stage, name, *counts, AlphaController.from_dict(alpha))

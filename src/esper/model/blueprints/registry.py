@@ -1,0 +1,76 @@
+"""Blueprints by topology and name, and how a seed is built from one.
+
+Contract of a blueprint: the output has the input's shape for any H, W or T; near-identity at birth; every
+random number comes from the generator it is given.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from esper.errors import ConfigError, ShapeMismatch, UnknownBlueprint, UnknownBlueprintOption
+
+Builder = Callable[..., nn.Module]  # (channels: int, generator: torch.Generator, *, options...)
+_B = TypeVar("_B", bound=Builder)
+
+_REGISTRY: dict[tuple[str, str], Builder] = {}
+
+# Odd and unequal sizes, and size 1: a seed that rounds or flattens shows itself. After the batch size.
+_PROBES = {"cnn": ((5, 3), (1, 1))}
+
+
+def blueprint(topology: str, name: str) -> Callable[[_B], _B]:
+    """Register a builder, or a module class, under this name. Raises ConfigError if the name is taken."""
+
+    def register(builder: _B) -> _B:
+        if (topology, name) in _REGISTRY:
+            raise ConfigError(f"blueprint.{topology}", name, "a name that is not registered yet")
+        _REGISTRY[topology, name] = builder
+        return builder
+
+    return register
+
+
+def blueprint_names(topology: str) -> tuple[str, ...]:
+    """Names registered for this topology, sorted."""
+    return tuple(sorted(name for known, name in _REGISTRY if known == topology))
+
+
+def build(
+    topology: str, name: str, channels: int, generator: torch.Generator, **options: object
+) -> nn.Module:
+    """A new seed for features of `channels` channels, on the CPU, its weights drawn from `generator` only.
+
+    Raises UnknownBlueprint, UnknownBlueprintOption, or ShapeMismatch when the seed does not keep its
+    input's shape.
+    """
+    builder = _REGISTRY.get((topology, name))
+    if builder is None:
+        raise UnknownBlueprint(topology, name, blueprint_names(topology))
+    known = _options(builder)
+    for option in options:
+        if option not in known:
+            raise UnknownBlueprintOption(topology, name, option, known)
+    seed = builder(channels, generator, **options)
+    _check_shapes(topology, name, seed, channels)
+    return seed
+
+
+def _options(builder: Builder) -> tuple[str, ...]:
+    parameters = inspect.signature(builder).parameters.values()
+    return tuple(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
+
+
+def _check_shapes(topology: str, name: str, seed: nn.Module, channels: int) -> None:
+    # In eval mode no statistics move and no dropout draws.
+    seed.eval()
+    with torch.no_grad():
+        for size in _PROBES[topology]:
+            given = (2, channels, *size)
+            shape = tuple(seed(torch.zeros(given)).shape)
+            if shape != given:
+                raise ShapeMismatch(f"blueprint {name!r} for topology {topology!r}", given, shape)
+    seed.train()

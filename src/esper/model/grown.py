@@ -1,0 +1,118 @@
+"""A host with a slot at each of its slot points."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from esper.checks import check_number
+from esper.errors import BadOverride, ConfigError, OverrideInTraining, UnknownSlot
+from esper.lifecycle.config import SlotConfig
+from esper.lifecycle.record import SlotRecord
+from esper.model.fingerprint import fingerprint
+from esper.model.host import Host
+from esper.model.slot import SeedSlot
+
+_SLOT_ID = re.compile(r"r\d+c\d+")
+
+
+class SlotDict(nn.ModuleDict):
+    """Slots by id, in forward order."""
+
+    def __getitem__(self, key: str) -> SeedSlot:
+        """The slot of this id. Raises UnknownSlot."""
+        if key not in self:
+            raise UnknownSlot(key, tuple(self))
+        slot = super().__getitem__(key)
+        assert isinstance(slot, SeedSlot)
+        return slot
+
+
+class GrownModel(nn.Module):
+    """Host and slots as one network. Without seeds its output is the host's.
+
+    All alphas are in one tensor, `alphas`, of which each slot fills its element. It follows from the slots'
+    states, so it is neither saved nor broadcast by DistributedDataParallel, which would hide an alpha that
+    drifted on one rank.
+    """
+
+    alphas: Tensor
+
+    def __init__(self, host: Host, slot_config: SlotConfig | None = None) -> None:
+        """Raises ConfigError when `host` is no module or its slot ids are malformed or not unique."""
+        super().__init__()
+        if not isinstance(host, nn.Module):
+            raise ConfigError("model.host", type(host).__name__, "an nn.Module with the methods of Host")
+        points = host.slot_points()
+        self.slot_ids = tuple(point.slot_id for point in points)
+        for slot_id in self.slot_ids:
+            if not _SLOT_ID.fullmatch(slot_id) or self.slot_ids.count(slot_id) > 1:
+                raise ConfigError("model.host.slot_points", slot_id, "an id r<row>c<col>, given once")
+        config = SlotConfig() if slot_config is None else slot_config
+        self.host: nn.Module = host
+        self.slots = SlotDict(
+            {slot_id: SeedSlot(slot_id, channels, host.topology, config) for slot_id, channels in points}
+        )
+        self.register_buffer("alphas", torch.zeros(len(points)), persistent=False)
+        # DistributedDataParallel reads this: the buffer's name in the bare and in a compiled module.
+        self._ddp_params_and_buffers_to_ignore = ["alphas", "_orig_mod.alphas"]
+        self._hand_out_alphas()
+
+    def forward(self, x: Tensor, *, alpha_overrides: Mapping[str, float | Tensor] | None = None) -> Tensor:
+        """Inputs (N, ...) to logits (N, classes).
+
+        With `alpha_overrides`, slot id to a number in [0, 1] or a float tensor (), the result is what it
+        would be if these were the alphas, and nothing changes. A slot whose seed is not in the forward pass
+        stays without effect. A tensor's value is not read, so its range is the caller's. Raises
+        UnknownSlot, BadOverride, or OverrideInTraining when any module is in training mode.
+        """
+        if alpha_overrides is None:
+            return self._run(x, {})
+        return self._run(x, self._checked(alpha_overrides))
+
+    def records(self) -> tuple[SlotRecord, ...]:
+        """What the ranks compare, one record a slot, in forward order."""
+        return tuple(self.slots[slot_id].record() for slot_id in self.slot_ids)
+
+    def fingerprint(self) -> int:
+        """63-bit digest over names, order, shapes and bits of all parameters and buffers."""
+        return fingerprint(self)
+
+    def _run(self, x: Tensor, overrides: Mapping[str, Tensor]) -> Tensor:
+        def visit(slot_id: str, h: Tensor) -> Tensor:
+            features: Tensor = self.slots[slot_id](h, overrides.get(slot_id))
+            return features
+
+        logits: Tensor = self.host(x, visit)
+        return logits
+
+    def _checked(self, overrides: Mapping[str, float | Tensor]) -> dict[str, Tensor]:
+        for name, module in self.named_modules():
+            if module.training:
+                raise OverrideInTraining(name or type(self).__name__)
+        return {slot_id: self._as_alpha(slot_id, value) for slot_id, value in overrides.items()}
+
+    def _as_alpha(self, slot_id: str, value: float | Tensor) -> Tensor:
+        if slot_id not in self.slots:
+            raise UnknownSlot(slot_id, self.slot_ids)
+        if isinstance(value, Tensor):
+            if value.shape != () or not value.is_floating_point():
+                raise BadOverride(slot_id, f"{value.dtype} {tuple(value.shape)}", "a float tensor ()")
+            return value.to(self.alphas.device)
+        try:
+            number = check_number(slot_id, value, 0.0, 1.0)
+        except ConfigError:
+            raise BadOverride(slot_id, repr(value), "a number in [0, 1] or a float tensor ()") from None
+        return torch.tensor(number, dtype=self.alphas.dtype, device=self.alphas.device)
+
+    def _hand_out_alphas(self) -> None:
+        for index, slot_id in enumerate(self.slot_ids):
+            self.slots[slot_id].show_alpha_in(self.alphas[index])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Moving a module replaces its buffers, which leaves the slots with views of the old one.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._hand_out_alphas()
+        return self
