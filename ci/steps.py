@@ -34,7 +34,7 @@ class Step:
 def steps(*, stress: bool) -> list[Step]:
     chosen = ("-m", "not nightly") if stress else ()
     return [
-        Step(name="lint", module="ruff", args=("check",)),
+        Step(name="lint", module="ruff", args=("check", "--output-format=concise")),
         Step(name="format", module="ruff", args=("format", "--check")),
         Step(name="types", module="mypy"),
         Step(name="tests", module="pytest", args=("tests", *chosen)),
