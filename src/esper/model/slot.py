@@ -26,7 +26,7 @@ class SeedSlot(nn.Module):
     """A slot for one seed at features of `channels` channels.
 
     Its steps (`commit`, `advance`, `prune`, `tick`) either happen as a whole or raise and change nothing.
-    While the seed is outside of the forward pass, or alpha goes down, its parameters do not require gradients.
+    While the seed is outside of the forward pass, or alpha goes down, its parameters require no gradients.
     """
 
     seed: nn.Module | None

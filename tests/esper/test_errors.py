@@ -1,0 +1,72 @@
+"""Each error says what was given, where, and what is accepted, and survives a process border."""
+
+import pickle
+
+import pytest
+
+from esper import errors
+from esper.errors import EsperError
+
+SENTENCES = {
+    errors.ConfigError("slot.tempo", -1, "an int of at least 0"): (
+        "slot.tempo=-1 is not accepted: must be an int of at least 0"
+    ),
+    errors.UnknownSlot("r9c9", ("r0c0", "r0c1")): "no slot 'r9c9' in this model; its slots are: r0c0, r0c1",
+    errors.UnknownBlueprint("cnn", "lora", ()): ("no blueprint 'lora' for topology 'cnn'; those are: none"),
+    errors.UnknownBlueprintOption("cnn", "norm", "rank", ("eps",)): (
+        "blueprint 'norm' for topology 'cnn' has no option 'rank'; its options are: eps"
+    ),
+    errors.SlotOccupied("r0c0", "TRAINING", "norm"): (
+        "slot 'r0c0' already holds a 'norm' seed in stage TRAINING: germinate only in a DORMANT slot"
+    ),
+    errors.SlotEmpty("r0c0", "advance"): (
+        "slot 'r0c0' is empty (DORMANT): germinate a seed before you advance it"
+    ),
+    errors.IllegalTransition("r0c0", "FOSSILIZED", "advance", "the stage is terminal"): (
+        "slot 'r0c0' in stage FOSSILIZED cannot advance: the stage is terminal"
+    ),
+    errors.FossilPruned("r0c0", "norm"): (
+        "slot 'r0c0' holds a FOSSILIZED 'norm' seed, which cannot be pruned"
+    ),
+    errors.UnguardedStage("PRUNED", ("GERMINATED", "TRAINING")): (
+        "no gate guards stage PRUNED; guarded are: GERMINATED, TRAINING"
+    ),
+    errors.AlphaNotHolding(0.25, 1.0, 3): (
+        "alpha is on its way (0.25 -> 1, 3 ticks left): retarget only when it holds"
+    ),
+    errors.ShapeMismatch("slot 'r0c0'", (2, 4, 8, 8), (2, 4, 4, 4)): (
+        "slot 'r0c0': output shape (2, 4, 4, 4), but a seed must keep its input's, (2, 4, 8, 8)"
+    ),
+    errors.BadOverride("r0c0", "1.5", "a number in [0, 1] or a float tensor ()"): (
+        "alpha_overrides['r0c0'] = 1.5 is not accepted: must be a number in [0, 1] or a float tensor ()"
+    ),
+    errors.OverrideInTraining("host.blocks"): (
+        "alpha_overrides need eval mode, but 'host.blocks' is in training mode, where a forward pass "
+        "may change statistics or draw random numbers: call model.eval() first"
+    ),
+    errors.BadState("slot 'r0c0'.stage", 5, "the code of a stage"): (
+        "cannot restore slot 'r0c0'.stage from 5: must be the code of a stage"
+    ),
+    errors.TooManySlots(17, 16): (
+        "17 slots or actions do not fit into one exchange: at most 16 are accepted"
+    ),
+    errors.GrowthFailed("r0c0", "germinate", "no memory"): (
+        "no rank could germinate in slot 'r0c0': no memory"
+    ),
+    errors.DataError("digits", "scikit-learn is missing", "install the extra 'train'"): (
+        "digits: scikit-learn is missing; install the extra 'train'"
+    ),
+}
+
+
+@pytest.mark.parametrize(("error", "sentence"), SENTENCES.items(), ids=lambda value: type(value).__name__)
+def test_it_says_so_on_both_sides_of_a_process_border(error: EsperError, sentence: str) -> None:
+    assert str(error) == sentence
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert str(copy) == sentence
+    assert vars(copy) == vars(error)
+
+
+def test_every_error_has_its_sentence_here() -> None:
+    assert set(EsperError.__subclasses__()) == {type(error) for error in SENTENCES}
