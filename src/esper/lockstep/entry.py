@@ -17,7 +17,7 @@ class Kind(IntEnum):
     EXIT = 4
     OVER = 5
     BEGIN = 6
-    SIGNAL = 7
+    FAULT = 7  # something outside the program was done to it: what, in the detail
 
 
 class Flag(IntFlag):

@@ -202,7 +202,7 @@ def _terminal(
     """(kind, since, where) of a rank that can enter nothing in `group` any more; None while it can, or is a victim."""
     seen = view.ranks[rank]
     raised = seen.raised
-    leaves = raised is not None and (seen.over is not None or not raised.detail.get("others", 1))
+    leaves = raised is not None and (seen.over is not None or raised.detail["leaves"])
     if raised is not None and (leaves or seen.ended is not None):
         if raised.detail.get("victim") or _in_native_wait(waits, rank):
             return None  # a peer's end broke its collective
@@ -213,7 +213,7 @@ def _terminal(
             return None  # gloo aborts a rank on a size that its peer got wrong
         return "crashed", seen.ended.at, Where("killed", site=seen.last.site if seen.last else None,
                                                detail=f"signal {-seen.ended.code}")
-    if seen.exit is not None and (seen.ended is not None or not seen.exit.detail.get("others", 1)):
+    if seen.exit is not None and (seen.ended is not None or seen.exit.detail["leaves"]):
         return "exited", seen.exit.issued, Where("exited", site=seen.exit.site,
                                                  detail=f"status {seen.exit.detail.get('code')}")
     if seen.ended is not None:

@@ -35,12 +35,13 @@ class GroupRecord:
 class Recorder:
     """The one writer of a rank's ledger."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, internal: tuple[str, ...] = INTERNAL) -> None:
+        """`internal`: source files and folders in which no call site lies."""
         self.ledger = ledger
         self._internal_files: dict[str, bool] = {}
         self._signatures: dict[tuple[object, ...], int] = {}
         self._native_thread = threading.local()
-        self.internal = INTERNAL
+        self.internal = internal
 
     def begin(self, name: str) -> None:
         """A new program starts on this rank: `name` is its script, or a test's id."""
@@ -53,15 +54,18 @@ class Recorder:
         self.event(Kind.OVER)
         self.ledger.set_state(State.OVER)
 
-    def raised(self, error: BaseException) -> None:
-        """`error` left the program; whether it only passes on what a peer's end did to a collective is recorded."""
+    def raised(self, error: BaseException, *, leaves: bool = True) -> None:
+        """`error` was raised and, if it `leaves`, has left the program, whose end is then a matter of its threads.
+
+        Whether it only passes on what a peer's end did to a collective is recorded with it.
+        """
         self.event(
             Kind.RAISED,
             site=_innermost(error.__traceback__, self),
             type=type(error).__name__,
             text=str(error)[:2000],
             victim=is_victim(error),
-            others=_others(),
+            leaves=leaves and not _others(),
         )
 
     def leaving_by(self, end: SystemExit) -> None:
@@ -71,7 +75,8 @@ class Recorder:
 
     def leaving(self, code: int, site: int | None = None) -> None:
         """The process is about to end itself with `code`."""
-        self.event(Kind.EXIT, site=self.site(sys._getframe(1)) if site is None else site, code=code, others=_others())
+        where = self.site(sys._getframe(1)) if site is None else site
+        self.event(Kind.EXIT, site=where, code=code, leaves=not _others())
 
     def event(self, kind: Kind, *, group: str | None = None, site: int = 0, **detail: object) -> None:
         """Write an event; `detail` is JSON."""

@@ -46,6 +46,7 @@ class Supervisor:
         self.view = View(len(self.pids), self)
         self._next_proof = 0.0
         self.diagnosis: Diagnosis | None = None
+        self.decided_at = 0.0  # CLOCK_MONOTONIC, with the diagnosis
 
     def ended(self, rank: int, code: int) -> None:
         """The owner of the processes has reaped `rank`; `code` as waitpid has it."""
@@ -56,7 +57,7 @@ class Supervisor:
         """Read what is new and prove; the first diagnosis stays. `final`: nobody will write anything more."""
         if self.diagnosis is not None:
             return self.diagnosis
-        moved = self._read()
+        moved = self.read()
         now = time.monotonic()
         if not (moved or final or now >= self._next_proof):
             return None
@@ -64,7 +65,7 @@ class Supervisor:
         finding = prove(self.view, now, self.patience, final=final)
         if finding is None or not self._confirmed(finding, final):
             return None
-        decided = time.monotonic()
+        decided = self.decided_at = time.monotonic()
         finding = self._with_evidence(finding)
         self.diagnosis = diagnosis_of(
             finding,
@@ -75,7 +76,7 @@ class Supervisor:
 
     def _confirmed(self, finding: Finding, final: bool) -> bool:
         """Look once more: the ledgers were read one after the other, and the last may be older than the first."""
-        if not self._read():
+        if not self.read():
             return True
         again = prove(self.view, time.monotonic(), self.patience, final=final)
         return again is not None and (again.kind, again.group, again.sequence, again.guilty.keys()) == (
@@ -85,7 +86,8 @@ class Supervisor:
             finding.guilty.keys(),
         )
 
-    def _read(self) -> bool:
+    def read(self) -> bool:
+        """Take what the ranks have written since the last look; whether there was anything."""
         moved = False
         for rank, reader in enumerate(self._readers):
             entries = list(reader.new())

@@ -28,6 +28,7 @@ class RankView:
     raised: Entry | None = None
     exit: Entry | None = None
     destroyed: dict[str, Entry] = field(default_factory=dict)
+    faults: list[Entry] = field(default_factory=list)
     last: Entry | None = None
     last_of_thread: dict[int, Entry] = field(default_factory=dict)
 
@@ -44,6 +45,8 @@ class RankView:
                     self.raised = entry
             case Kind.EXIT:
                 self.exit = entry
+            case Kind.FAULT:
+                self.faults.append(entry)
             case Kind.OVER:
                 self.over = entry
             case _:

@@ -1,0 +1,201 @@
+"""N ranks' reports of one item become one report a phase: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+
+from esper.lockstep.diagnosis import ranks_text
+from pytest_esper_ddp.controller.world import Run
+from pytest_esper_ddp.verdict import Verdict
+from pytest_esper_ddp.wire.messages import Failure
+
+Phase = Literal["setup", "call", "teardown"]
+PHASES: tuple[Phase, ...] = ("setup", "call", "teardown")
+# Failures this close together are one event: the lowest rank then stands for it.
+_TOGETHER = 0.1
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What every report of an item needs, and how to make one from a rank's."""
+
+    item: pytest.Item
+    load: Callable[[Mapping[str, Any]], Any]
+    started: float  # epoch seconds
+    seconds: float
+
+
+def merge(frame: Frame, run: Run, verdict: Verdict | None) -> list[Any]:
+    """The reports of the item, in phase order."""
+    by_rank = {rank: [frame.load(data) for data in outcome.reports] for rank, outcome in run.outcomes.items()}
+    if verdict is not None and verdict.problem:
+        return _failed(frame, run, by_rank, f"{verdict.problem}\n{_story(run)}".rstrip())
+    if verdict is not None and verdict.outcome != "healthy":
+        return [_report(frame, when, "passed") for when in PHASES]  # the divergence that was expected
+    if run.exits or run.unfinished or run.diagnosis is not None:
+        return _failed(frame, run, by_rank, _story(run))
+    return _agreed(frame, run, by_rank)
+
+
+def _agreed(frame: Frame, run: Run, by_rank: Mapping[int, Sequence[Any]]) -> list[Any]:
+    """Every rank reported: phase by phase, if they say the same."""
+    merged: list[Any] = []
+    for when in PHASES:
+        reports = {
+            rank: report
+            for rank, ones in by_rank.items()
+            for report in ones
+            if type(report) is pytest.TestReport and report.when == when
+        }
+        merged += [report for ones in by_rank.values() for report in ones if _is_extra(report, when)]
+        if not reports:
+            continue
+        if any(report.failed for report in reports.values()):
+            merged.append(_culprit_report(frame, run, reports, when))
+        elif len(ends := {rank: _end(report) for rank, report in reports.items()}) and len(set(ends.values())) > 1:
+            told = "; ".join(f"rank {rank} {end}" for rank, end in sorted(ends.items()))
+            merged.append(_report(frame, when, "failed", f"the ranks disagree: {told}"))
+        else:
+            report = reports[min(reports)]
+            report.sections = _sections(reports)
+            if when == "call":
+                report.duration = frame.seconds
+            merged.append(report)
+    if merged and merged[-1].when != "teardown":
+        merged.append(_report(frame, "teardown", "passed"))
+    return merged
+
+
+def _is_extra(report: Any, when: str) -> bool:
+    """A report that a plugin added, a subtest's for one."""
+    return type(report) is not pytest.TestReport and getattr(report, "when", None) == when
+
+
+def _end(report: pytest.TestReport) -> str:
+    reason = getattr(report, "wasxfail", None)
+    if reason is not None:
+        return "xfailed" if report.skipped else "xpassed"
+    if report.skipped and isinstance(report.longrepr, tuple):
+        return f"skipped ({report.longrepr[2].removeprefix('Skipped: ')})"
+    return report.outcome
+
+
+def _culprit_report(
+    frame: Frame, run: Run, reports: Mapping[int, pytest.TestReport], when: Phase
+) -> pytest.TestReport:
+    """The report of the rank that failed first, the others a line each."""
+    failures = {
+        rank: outcome.failure
+        for rank, outcome in run.outcomes.items()
+        if outcome.failure is not None and outcome.failure.phase == when
+    }
+    failed = [rank for rank, report in reports.items() if report.failed]
+    culprit = first_failure(failures) if failures else min(failed)
+    report = reports[culprit]
+    _prefix(report, f"rank {culprit}: ")
+    report.sections = _sections(reports)
+    others = [
+        f"rank {rank}: {_one_line(failure)}" for rank, failure in sorted(failures.items()) if rank != culprit
+    ]
+    passed = sorted(set(reports) - set(failed))
+    if passed:
+        others.append(f"{ranks_text(passed)}: passed")
+    if others:
+        report.sections.insert(0, ("other ranks", "\n".join(others)))
+    return report
+
+
+def first_failure(failures: Mapping[int, Failure]) -> int:
+    """The culprit: the earliest failure that no peer's end has caused; within 100 ms the lowest rank."""
+    own = {rank: failure for rank, failure in failures.items() if not failure.victim} or failures
+    earliest = min(failure.at for failure in own.values())
+    return min(rank for rank, failure in own.items() if failure.at - earliest < _TOGETHER)
+
+
+def _one_line(failure: Failure) -> str:
+    text = failure.text.splitlines()[0] if failure.text else failure.type
+    return ("victim: " if failure.victim else "") + text
+
+
+def _failed(frame: Frame, run: Run, by_rank: Mapping[int, Sequence[Any]], story: str) -> list[Any]:
+    """The item fails with `story`; where a rank failed for a reason of its own, its traceback comes with it."""
+    failures = {rank: outcome.failure for rank, outcome in run.outcomes.items() if outcome.failure is not None}
+    own = {rank: failure for rank, failure in failures.items() if not failure.victim}
+    failed_setup = [rank for rank, failure in failures.items() if failure.phase == "setup"]
+    when: Phase = "setup" if failed_setup and not own.keys() - set(failed_setup) else "call"
+    report = None
+    if own:
+        culprit = first_failure(own)
+        report = next((one for one in by_rank[culprit] if type(one) is pytest.TestReport and one.failed), None)
+        if report is not None and report.when == when:
+            _prefix(report, f"rank {culprit}: ")
+            report.sections = [("lockstep", story)] if run.diagnosis else [("ranks", story)]
+        else:
+            report = None
+    if report is None:
+        report = _report(frame, when, "failed", story)
+    reports = {rank: one for rank, ones in by_rank.items() for one in ones if type(one) is pytest.TestReport}
+    report.sections += _sections(reports)
+    before = [_report(frame, "setup", "passed")] if when == "call" else []
+    return [*before, report, _report(frame, "teardown", "passed")]
+
+
+def _story(run: Run) -> str:
+    """What befell the ranks, the diagnosis first."""
+    lines = [run.diagnosis.message] if run.diagnosis is not None else []
+    guilty = set(run.diagnosis.guilty) if run.diagnosis is not None else set()
+    for rank, code in sorted(run.exits.items()):
+        if rank in guilty and run.diagnosis is not None and run.diagnosis.kind in ("crashed", "exited"):
+            continue
+        lines.append(f"rank {rank} {'was ended by signal ' + str(-code) if code < 0 else f'exited with status {code}'}")
+    if run.diagnosis is None:
+        why = {"timeout": "at the test's time-out", "grace": "0.5 s after the first rank had failed"}.get(
+            run.why_ended or "", ""
+        )
+        lines += [f"rank {rank} was {where} {why}".rstrip() for rank, where in sorted(run.unfinished.items())]
+    failures = {rank: outcome.failure for rank, outcome in run.outcomes.items() if outcome.failure is not None}
+    lines += [f"rank {rank}: {_one_line(failure)}" for rank, failure in sorted(failures.items())]
+    return "\n".join(lines)
+
+
+def _prefix(report: pytest.TestReport, text: str) -> None:
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is not None:
+        crash.message = text + crash.message
+    elif isinstance(report.longrepr, str):
+        report.longrepr = text + report.longrepr
+
+
+def _sections(reports: Mapping[int, pytest.TestReport]) -> list[tuple[str, str]]:
+    """The captured output, rank by rank; what is equal on all of them once."""
+    by_text: dict[tuple[str, str], list[int]] = {}
+    for rank, report in sorted(reports.items()):
+        for name, text in report.sections:
+            by_text.setdefault((name, text), []).append(rank)
+    return [(f"{name} ({ranks_text(ranks)})", text) for (name, text), ranks in by_text.items()]
+
+
+def _report(
+    frame: Frame, when: Phase, outcome: Literal["passed", "failed", "skipped"], text: str | None = None
+) -> pytest.TestReport:
+    item = frame.item
+    return pytest.TestReport(
+        nodeid=item.nodeid,
+        location=item.location,
+        keywords=dict.fromkeys(item.keywords, 1),
+        outcome=outcome,
+        longrepr=text,
+        when=when,
+        duration=frame.seconds if when == "call" else 0.0,
+        start=frame.started,
+        stop=frame.started + frame.seconds,
+    )
+
+
+def errored(frame: Frame, text: str) -> list[Any]:
+    """The item could not be run at all: an error of its set-up."""
+    return [_report(frame, "setup", "failed", text), _report(frame, "teardown", "passed")]

@@ -1,0 +1,239 @@
+"""One pytest session's worlds: what `plugin.py`'s hooks call."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_esper_ddp.controller import merge
+from pytest_esper_ddp.controller.world import Run, World, WorldKey
+from pytest_esper_ddp.controller.zygote import ZygoteClient, mentions_ddp
+from pytest_esper_ddp.errors import HarnessError, MarkerError
+from pytest_esper_ddp.markers import is_ddp, scenario_of
+from pytest_esper_ddp.options import Settings
+from pytest_esper_ddp.scenario import Scenario
+from pytest_esper_ddp.verdict import Observed, Verdict, judge
+
+_PREFIX = "pytest-ddp"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the summary's table."""
+
+    nodeid: str
+    scenario: Scenario
+    verdict: Verdict
+    passed: bool
+    notes: tuple[str, ...]
+
+
+class Session:
+    """Starts the zygote when a file mentions ddp, makes worlds as items need them, ends all of it."""
+
+    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        self.config, self.settings = config, settings
+        self.rows: list[Row] = []
+        self._zygote: ZygoteClient | None = None
+        self._worlds: dict[WorldKey, World] = {}
+        self._next: dict[str, str | None] = {}
+        self._keys: dict[str, WorldKey] = {}
+        self._stores: list[Any] = []
+        self._base: Path | None = None
+
+    # Collection.
+
+    def saw_file(self, path: Path) -> None:
+        """A file is about to be collected: start the zygote beside it if it may hold tests on ranks."""
+        if self.config.option.collectonly or (source := mentions_ddp(path)) is None:
+            return
+        if self._zygote is None:
+            self._zygote = ZygoteClient(self.config)
+        self._zygote.preload_for(source)
+
+    def collected(self, items: Sequence[pytest.Item]) -> None:
+        """Collection is over: plan each item, and have the zygote collect the same files."""
+        mine = [item for item in items if is_ddp(item)]
+        if self.config.option.collectonly:
+            return
+        if not mine:
+            self.close()
+            return
+        following: dict[WorldKey, str] = {}
+        for item in reversed(mine):
+            try:
+                key = WorldKey.of(scenario_of(item, self.settings))
+            except MarkerError:
+                continue  # said when the item runs, and the other items run
+            self._keys[item.nodeid] = key
+            self._next[item.nodeid] = following.get(key)
+            following[key] = item.nodeid
+        if self._zygote is None:  # a class or a plugin brought the marker, no file mentions it
+            self._zygote = ZygoteClient(self.config)
+        self._zygote.collect(mine)
+
+    # Running.
+
+    def prepare(self, item: pytest.Item) -> None:
+        """Before any time-out of the item runs: wait for the zygote, and have its world stand."""
+        with suppress(MarkerError, HarnessError):  # both are said by `run`, as the item's own error
+            self._world(item, scenario_of(item, self.settings))
+
+    def run(self, item: pytest.Item) -> list[Any]:
+        """Run an item on its ranks; the reports of it."""
+        started, clock = time.time(), time.monotonic()
+        frame = merge.Frame(item, self._load, started, 0.0)
+        try:
+            scenario = scenario_of(item, self.settings)
+            world = self._world(item, scenario)
+            run = self._run_in(world, item, scenario)
+        except (MarkerError, HarnessError) as error:
+            return merge.errored(frame, str(error))
+        frame = merge.Frame(item, self._load, started, time.monotonic() - clock)
+        verdict = judge(scenario, _observed(run)) if scenario.faults or scenario.expectation else None
+        reports = merge.merge(frame, run, verdict)
+        self._note(item, scenario, run, verdict, passed=not any(report.failed for report in reports))
+        return reports
+
+    def _run_in(self, world: World, item: pytest.Item, scenario: Scenario) -> Run:
+        fresh = _used_once(scenario)
+        self._worlds.pop(world.key, None)  # until it is seen that it can be used again
+        try:
+            following = None if fresh else self._next.get(item.nodeid)
+            run = world.run(item.nodeid, following, scenario, _timeout(item, scenario))
+        except BaseException:
+            world.end(soft=False)
+            raise
+        if fresh or run.spoiled:
+            world.end(soft=not (run.exits or run.unfinished))
+        else:
+            self._worlds[world.key] = world
+        return run
+
+    def _world(self, item: pytest.Item, scenario: Scenario) -> World:
+        if self._zygote is None:
+            raise HarnessError(f"{item.nodeid} has a ddp marker, but had none when it was collected")
+        collected = self._zygote.wait_collected()
+        if item.nodeid not in collected.items:
+            raise HarnessError(_missing(item.nodeid, collected.items, collected.errors))
+        if collected.threads > 1:
+            raise HarnessError(
+                f"the test modules start {collected.threads - 1} thread(s) when they are imported, and a process with "
+                "threads can't be forked safely: start them in a fixture instead"
+            )
+        key = WorldKey.of(scenario)
+        world = self._worlds.get(key)
+        if world is None:
+            world = self._worlds[key] = World(
+                self._zygote, key, self._base_dir(), self._base_temp(), self.settings.seed, self._environment(key)
+            )
+        world.wait_up()
+        return world
+
+    def _environment(self, key: WorldKey) -> dict[str, str]:
+        """What an env:// program finds where the group is left to the test: a store that already listens."""
+        if key.init:
+            return {}
+        import torch.distributed as dist
+
+        store = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+        self._stores.append(store)
+        return {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            # A prefix of its own: keys of a former world must not be found again.
+            "TORCHELASTIC_RESTART_COUNT": str(len(self._stores)),
+        }
+
+    def _load(self, data: Any) -> Any:
+        return self.config.hook.pytest_report_from_serializable(config=self.config, data=data)
+
+    def _note(
+        self, item: pytest.Item, scenario: Scenario, run: Run, verdict: Verdict | None, *, passed: bool
+    ) -> None:
+        notes = tuple(dict.fromkeys(note for _, outcome in sorted(run.outcomes.items()) for note in outcome.notes))
+        if verdict is None and not notes:
+            return
+        shown = verdict or Verdict(passed, "healthy" if passed else "failed", (), run.ended - run.started)
+        self.rows.append(Row(item.nodeid, scenario, shown, passed, notes))
+
+    # Ends.
+
+    def end_worlds(self) -> None:
+        """End every world softly, so that session and module fixtures are finalised."""
+        while self._worlds:
+            _, world = self._worlds.popitem()
+            with suppress(HarnessError):
+                world.end(soft=True)
+
+    def close(self) -> None:
+        """End everything that this session has started."""
+        self.end_worlds()
+        if self._zygote is not None:
+            self._zygote.close()
+            self._zygote = None
+        self._stores.clear()
+        if self._base is not None:
+            shutil.rmtree(self._base, ignore_errors=True)
+            self._base = None
+
+    def _base_dir(self) -> Path:
+        if self._base is None:
+            parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
+            _sweep(Path(parent))
+            self._base = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}.{os.getpid()}.", dir=parent))
+        return self._base
+
+    def _base_temp(self) -> Path:
+        factory: pytest.TempPathFactory = self.config._tmp_path_factory  # type: ignore[attr-defined]
+        return factory.getbasetemp() / "ddp"
+
+
+def _observed(run: Run) -> Observed:
+    failures = {rank: outcome.failure for rank, outcome in run.outcomes.items() if outcome.failure is not None}
+    return Observed(run.diagnosis, run.decided_at, failures, run.fired, run.why_ended, run.started)
+
+
+def _used_once(scenario: Scenario) -> bool:
+    return scenario.isolation == "fresh" or not scenario.init
+
+
+def _timeout(item: pytest.Item, scenario: Scenario) -> float:
+    """Ours is always the inner deadline: pytest-timeout's ends the session, or the test without a word on ranks."""
+    if not item.config.pluginmanager.hasplugin("timeout"):
+        return scenario.timeout
+    import pytest_timeout
+
+    theirs = pytest_timeout._get_item_settings(item).timeout
+    return min(scenario.timeout, 0.8 * theirs) if theirs else scenario.timeout
+
+
+def _missing(nodeid: str, there: Iterable[str], errors: str) -> str:
+    if errors:
+        return f"the processes that ranks are forked from could not collect {nodeid}:\n{errors}"
+    return (
+        f"{nodeid} was collected here, but not by the process that ranks are forked from, which found: "
+        + ", ".join(list(there)[:10])
+    )
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what sessions left behind that were killed before they could."""
+    for path in parent.glob(f"{_PREFIX}.*"):
+        found = re.fullmatch(rf"{_PREFIX}\.(\d+)\..*", path.name)
+        if found is None or Path(f"/proc/{found[1]}").exists():
+            continue
+        with suppress(OSError):
+            if path.stat().st_uid == os.getuid():
+                shutil.rmtree(path, ignore_errors=True)

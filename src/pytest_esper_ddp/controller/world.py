@@ -1,0 +1,283 @@
+"""N ranks, and one test at a time on them."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+from esper.lockstep.diagnosis import Diagnosis, short_site
+from esper.lockstep.evidence import current_line, stack_path
+from esper.lockstep.frames import INTERNAL
+from esper.lockstep.proof import Patience
+from esper.lockstep.reader import LedgerReader
+from esper.lockstep.supervisor import Supervisor
+from pytest_esper_ddp.controller.zygote import ZygoteClient
+from pytest_esper_ddp.errors import HarnessError
+from pytest_esper_ddp.scenario import Scenario
+from pytest_esper_ddp.wire.channel import Closed, receive, send
+from pytest_esper_ddp.wire.messages import EndWorld, ForkWorld, Outcome, RunTest, Up
+
+_POLL = 0.004
+_UP_WITHIN = 60.0
+# How long ranks may take for reports of their own once one has failed or a verdict stands.
+_GRACE = 0.5
+_AFTER_VERDICT = 0.1
+_SOFT_END = 1.0
+_TERM_TO_KILL = 0.05
+_STOPPED_PATIENCE = 0.5
+_numbers = count(1)
+
+
+@dataclass(frozen=True)
+class WorldKey:
+    """What two tests must have in common to share a world."""
+
+    world_size: int
+    backend: str
+    init: bool
+    lockstep: bool
+
+    @classmethod
+    def of(cls, scenario: Scenario) -> WorldKey:
+        return cls(scenario.world_size, scenario.backend, scenario.init, scenario.lockstep != "off")
+
+
+@dataclass
+class Run:
+    """All that is known of one test's run; seconds, CLOCK_MONOTONIC where it is a time."""
+
+    started: float
+    ended: float = 0.0
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    exits: dict[int, int] = field(default_factory=dict)
+    unfinished: dict[int, str] = field(default_factory=dict)  # rank: where it was
+    why_ended: str | None = None  # timeout, grace, verdict; None: every rank reported or died
+    diagnosis: Diagnosis | None = None
+    decided_at: float = 0.0
+    fired: dict[int, float] = field(default_factory=dict)  # index of the fault: when
+    uneven: bool = False  # the ranks' groups are not at the same collective
+
+    @property
+    def spoiled(self) -> bool:
+        """Whether the world can't be used again."""
+        leaks = any(outcome.leaks for outcome in self.outcomes.values())
+        failed = any(outcome.failure for outcome in self.outcomes.values())
+        return bool(self.exits or self.unfinished or self.diagnosis or self.uneven or leaks or failed)
+
+
+class World:
+    """Ranks that live on from test to test until something spoils them."""
+
+    def __init__(
+        self, zygote: ZygoteClient, key: WorldKey, base: Path, base_temp: Path, seed: int, environment: Mapping[str, str]
+    ) -> None:
+        number = next(_numbers)
+        self.key, self.zygote = key, zygote
+        self.run_dir = base / f"world{number}"
+        self.run_dir.mkdir(mode=0o700)
+        pairs = [socket.socketpair() for _ in range(key.world_size)]
+        self._channels = [ours for ours, _ in pairs]
+        request = ForkWorld(
+            world_size=key.world_size,
+            run_dir=self.run_dir,
+            base_temp=base_temp / f"world{number}",
+            backend=key.backend,
+            init=key.init,
+            lockstep=key.lockstep,
+            seed=seed,
+            environment=environment,
+        )
+        try:
+            self.pids = zygote.fork(request, [theirs for _, theirs in pairs])
+        finally:
+            for _, theirs in pairs:
+                theirs.close()
+        self._readers = [LedgerReader(self.run_dir, rank) for rank in range(key.world_size)]
+        self._tests = count(1)
+        self._up = False
+
+    def wait_up(self) -> None:
+        """Wait until every rank is in its group. Raises HarnessError naming the rank that is not."""
+        if self._up:
+            return
+        end = time.monotonic() + _UP_WITHIN
+        for rank, channel in enumerate(self._channels):
+            channel.settimeout(max(0.01, end - time.monotonic()))
+            try:
+                message = receive(channel)
+            except (Closed, TimeoutError) as error:
+                code = self.zygote.wait_exit(self.pids[rank], 1.0)
+                how = f"ended with {code}" if code is not None else f"is not in its group after {_UP_WITHIN:g} s"
+                raise HarnessError(f"rank {rank} of {self.key.world_size} {how}; its output is above") from error
+            channel.settimeout(None)
+            assert isinstance(message, Up)
+        self._up = True
+
+    def run(self, nodeid: str, next_nodeid: str | None, scenario: Scenario, timeout: float) -> Run:
+        """Run one item on every rank until all have reported, one has been judged, or time is up."""
+        self.wait_up()
+        test = _Test(self, f"{next(self._tests)} {nodeid}", scenario, timeout)
+        shared = self.run_dir / "shared"
+        shutil.rmtree(shared, ignore_errors=True)
+        shared.mkdir()
+        for rank, channel in enumerate(self._channels):
+            order = RunTest(nodeid, next_nodeid, test.name, scenario.faults, shared)
+            with suppress(Closed):  # it died between tests: its exit says so
+                send(channel, order)
+            test.selector.register(channel, selectors.EVENT_READ, rank)
+        with test.selector:
+            return test.watch()
+
+    def end(self, *, soft: bool) -> None:
+        """End every rank; `soft` lets them finalise their fixtures first."""
+        if soft:
+            for channel in self._channels:
+                with suppress(Closed):
+                    send(channel, EndWorld())
+            end = time.monotonic() + _SOFT_END
+            soft = all(self.zygote.wait_exit(pid, max(0.0, end - time.monotonic())) is not None for pid in self.pids)
+        if not soft:
+            self._kill()
+        for reader in self._readers:
+            reader.close()
+        for channel in self._channels:
+            channel.close()
+        shutil.rmtree(self.run_dir, ignore_errors=True)
+
+    def _kill(self) -> None:
+        for number, within in ((signal.SIGCONT, 0.0), (signal.SIGTERM, _TERM_TO_KILL), (signal.SIGKILL, _SOFT_END)):
+            end = time.monotonic() + within
+            alive = [pid for pid in self.pids if self.zygote.exit_code(pid) is None]
+            for pid in alive:
+                # The rank leads a process group, which holds whatever the test has started.
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(pid, number)
+            for pid in alive:
+                self.zygote.wait_exit(pid, max(0.0, end - time.monotonic()))
+        for pid in self.pids:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+
+    @property
+    def readers(self) -> list[LedgerReader]:
+        """The ranks' ledgers."""
+        return self._readers
+
+
+class _Test:
+    """The watch over one run."""
+
+    def __init__(self, world: World, name: str, scenario: Scenario, timeout: float) -> None:
+        self.world, self.name, self.scenario = world, name, scenario
+        self.selector = selectors.DefaultSelector()
+        self.result = Run(started=time.monotonic())
+        self.deadline = self.result.started + timeout
+        self.act_at: float | None = None
+        self.pending = set(range(world.key.world_size))
+        self.supervisor = Supervisor(
+            world.run_dir,
+            world.pids,
+            patience=Patience(scenario.patience, min(scenario.patience, _STOPPED_PATIENCE)),
+            readers=world.readers,
+            begun=name,
+            internal=INTERNAL,
+        )
+        self.selector.register(world.zygote.channel, selectors.EVENT_READ, None)
+
+    def watch(self) -> Run:
+        result = self.result
+        enforced = self.scenario.lockstep == "enforce"
+        while self.pending:
+            for key, _ in self.selector.select(_POLL):
+                if key.data is None:
+                    self.world.zygote.pump()
+                else:
+                    self._hear(key.data)
+            self._bury()
+            now = time.monotonic()
+            if self.scenario.lockstep != "off" and self.pending and self.supervisor.poll() is not None and enforced:
+                self._act_within(_AFTER_VERDICT, "verdict")
+            if now >= self.deadline:
+                result.why_ended = "timeout"
+                break
+            if self.act_at is not None and now >= self.act_at:
+                break
+        else:
+            result.why_ended = None
+        self._conclude()
+        return result
+
+    def _hear(self, rank: int) -> None:
+        channel = self.world._channels[rank]
+        try:
+            message = receive(channel)
+        except Closed:
+            self.selector.unregister(channel)
+            return  # its exit is on its way from the zygote
+        assert isinstance(message, Outcome)
+        self.result.outcomes[rank] = message
+        self.pending.discard(rank)
+        if message.failure is not None:
+            self._act_within(_GRACE, "grace")
+
+    def _bury(self) -> None:
+        """Note the ranks that have ended; what they had still sent is heard first."""
+        for rank, pid in enumerate(self.world.pids):
+            code = self.world.zygote.exit_code(pid)
+            if code is None or rank in self.result.exits:
+                continue
+            channel = self.world._channels[rank]
+            if rank in self.pending and channel in self.selector.get_map() and self._readable(channel):
+                self._hear(rank)
+            self.result.exits[rank] = code
+            self.pending.discard(rank)
+            self.supervisor.ended(rank, code)
+            self._act_within(_GRACE, "grace")
+
+    @staticmethod
+    def _readable(channel: socket.socket) -> bool:
+        with selectors.DefaultSelector() as one:
+            one.register(channel, selectors.EVENT_READ)
+            return bool(one.select(0))
+
+    def _act_within(self, seconds: float, why: str) -> None:
+        at = time.monotonic() + seconds
+        if self.act_at is None or at < self.act_at:
+            self.act_at, self.result.why_ended = at, why
+
+    def _conclude(self) -> None:
+        result, supervisor = self.result, self.supervisor
+        result.uneven = _uneven(result.outcomes)
+        troubled = result.uneven or result.exits or self.pending or any(o.failure for o in result.outcomes.values())
+        if troubled and self.scenario.lockstep != "off":
+            supervisor.poll(final=not self.pending)
+        supervisor.read()
+        result.diagnosis, result.decided_at = supervisor.diagnosis, supervisor.decided_at
+        for rank in sorted(self.pending):
+            where, site = current_line(
+                self.world.pids[rank], stack_path(self.world.run_dir, rank), INTERNAL, within=0.2
+            )
+            result.unfinished[rank] = f"{where} at {short_site(site)}"
+        for seen in supervisor.view.ranks:
+            for entry in seen.faults:
+                result.fired[entry.detail["index"]] = entry.issued
+        result.ended = time.monotonic()
+
+
+def _uneven(outcomes: Mapping[int, Outcome]) -> bool:
+    """Whether two members of a group differ in how many collectives they entered, or in which."""
+    groups = {group: members for one in outcomes.values() for group, (_, _, members) in one.groups.items()}
+    for group, members in groups.items():
+        places = {outcomes[rank].groups.get(group, (0, 0, ()))[:2] for rank in members if rank in outcomes}
+        if len(places) > 1:
+            return True
+    return False

@@ -1,0 +1,180 @@
+"""From an item's markers to its scenario; whatever is wrong with them is said at collection."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pytest
+
+from pytest_esper_ddp.errors import MarkerError
+from pytest_esper_ddp.faults.catalogue import CATALOGUE, FaultSpec
+from pytest_esper_ddp.options import BACKENDS, ISOLATIONS, Settings
+from pytest_esper_ddp.scenario import Expectation, Fault, Scenario
+
+LOCKSTEP_MODES = ("enforce", "observe", "off")
+PROVED = ("crashed", "raised", "exited", "group", "order", "mismatch", "peer", "wait_cycle", "missing", "model", "drift")
+SUSPECTED = ("frozen", "stalled")
+# What the program under test is to do for itself; lockstep only watches then.
+BY_PROGRAM = ("lifecycle", "deadline", "monitored_barrier", "watchdog")
+KINDS = PROVED + SUSPECTED + BY_PROGRAM
+
+DECLARATIONS = (
+    "ddp(world_size=None, *, backend=None, timeout=None, isolation=None, init=True, lockstep='enforce', patience=2.0): "
+    "run this test on that many ranks, each a real process",
+    "ddp_fault(kind, *, rank, nth=None, op=None, tag=None, epoch=None, step=None, slot=None, target=None, **arguments): "
+    "inject one fault; may be repeated",
+    "ddp_expect(kind, *, guilty=None, op=None, tag=None, field=None, raises=None, within=None): "
+    "the test passes only if this outcome comes",
+)
+
+# Shapes of the markers: calling one with the marker's arguments finds what does not fit.
+def _ddp(world_size=None, *, backend=None, timeout=None, isolation=None, init=True, lockstep=None, patience=2.0): ...  # type: ignore[no-untyped-def]  # noqa: E501
+def _fault(kind, *, rank, nth=None, op=None, tag=None, epoch=None, step=None, slot=None, target=None, **arguments): ...  # type: ignore[no-untyped-def]  # noqa: E501
+def _expect(kind, *, guilty=None, op=None, tag=None, field=None, raises=None, within=None): ...  # type: ignore[no-untyped-def]  # noqa: E501
+
+
+def is_ddp(item: pytest.Item) -> bool:
+    """Whether the item runs on ranks."""
+    return item.get_closest_marker("ddp") is not None
+
+
+def scenario_of(item: pytest.Item, settings: Settings) -> Scenario:
+    """The plan that the item's markers and the session's options make. Raises MarkerError."""
+    marker = item.get_closest_marker("ddp")
+    assert marker is not None
+    given = _bind(_ddp, marker, "ddp")
+    size = _world_size(item, given["world_size"], settings)
+    expectation = _expectation(item.iter_markers("ddp_expect"), size)
+    by_program = expectation is not None and expectation.kind in BY_PROGRAM
+    lockstep = _one_of("ddp", "lockstep", given["lockstep"] or ("observe" if by_program else "enforce"), LOCKSTEP_MODES)
+    if by_program and lockstep == "enforce":
+        raise MarkerError(
+            f"ddp_expect({expectation.kind!r}) waits for the program's own end, which ddp(lockstep='enforce') would "  # type: ignore[union-attr]
+            "come before: leave lockstep out, or give 'observe'"
+        )
+    if expectation is not None and not by_program and lockstep == "off":
+        raise MarkerError(f"ddp_expect({expectation.kind!r}) needs lockstep, and ddp(lockstep='off') turns it off")
+    return Scenario(
+        world_size=size,
+        backend=_one_of("ddp", "backend", given["backend"] or settings.backend, BACKENDS),
+        timeout=_seconds("ddp", "timeout", given["timeout"] or settings.timeout),
+        isolation=_one_of("ddp", "isolation", given["isolation"] or settings.isolation, ISOLATIONS),
+        init=_truth("ddp", "init", given["init"]),
+        lockstep=lockstep,
+        patience=_seconds("ddp", "patience", given["patience"]),
+        faults=tuple(_fault_of(one, size) for one in reversed(list(item.iter_markers("ddp_fault")))),
+        expectation=expectation,
+    )
+
+
+def _bind(shape: Any, marker: pytest.Mark, name: str) -> dict[str, Any]:
+    try:
+        bound = inspect.signature(shape).bind(*marker.args, **marker.kwargs)
+    except TypeError as error:
+        declared = next(text for text in DECLARATIONS if text.startswith(f"{name}("))
+        raise MarkerError(f"{_written(name, marker)}: {error}; accepted: {declared.partition(': ')[0]}") from None
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def _written(name: str, marker: pytest.Mark) -> str:
+    arguments = [repr(value) for value in marker.args] + [f"{key}={value!r}" for key, value in marker.kwargs.items()]
+    return f"{name}({', '.join(arguments)})"
+
+
+def _world_size(item: pytest.Item, given: object, settings: Settings) -> int:
+    callspec = getattr(item, "callspec", None)
+    if given is None and callspec is not None and "ddp_world_size" in callspec.params:
+        given = callspec.params["ddp_world_size"]
+    size = settings.world_sizes[0] if given is None else given
+    if isinstance(size, bool) or not isinstance(size, int) or size < 2:
+        raise MarkerError(f"ddp(world_size={size!r}): must be an integer >= 2 (one rank cannot diverge)")
+    return size
+
+
+def _fault_of(marker: pytest.Mark, size: int) -> Fault:
+    given = _bind(_fault, marker, "ddp_fault")
+    kind, written = given["kind"], _written("ddp_fault", marker)
+    spec = CATALOGUE.get(kind)
+    if spec is None:
+        raise MarkerError(f"{written}: unknown kind {kind!r}; known: {', '.join(sorted(CATALOGUE))}")
+    _rank(written, "rank", given["rank"], size)
+    for name, minimum in (("nth", 1), ("epoch", 0), ("step", 0)):
+        value = given[name]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < minimum):
+            raise MarkerError(f"{written}: {name}={value!r} must be an integer >= {minimum}")
+    _coordinates(written, spec, given)
+    return Fault(**{key: value for key, value in given.items()})
+
+
+def _coordinates(written: str, spec: FaultSpec, given: Mapping[str, Any]) -> None:
+    """A coordinate that the kind does not look at would be ignored without a word: refuse it, and wrong arguments."""
+    for name in ("nth", "op", "tag", "epoch", "step", "slot", "target"):
+        if given[name] is not None and name not in spec.coordinates:
+            accepted = ", ".join(spec.coordinates) or "none"
+            raise MarkerError(f"{written}: {given['kind']} takes no {name}; coordinates it has: {accepted}")
+    for name in spec.required:
+        if given.get(name) is None and name not in given["arguments"]:
+            raise MarkerError(f"{written}: {given['kind']} needs {name}")
+    unknown = sorted(set(given["arguments"]) - set(spec.arguments))
+    if unknown:
+        accepted = ", ".join(sorted(spec.arguments)) or "none"
+        raise MarkerError(f"{written}: unknown argument {unknown[0]}; {given['kind']} accepts: {accepted}")
+
+
+def _expectation(markers: Iterable[pytest.Mark], size: int) -> Expectation | None:
+    found = list(markers)
+    if not found:
+        return None
+    if len(found) > 1:
+        raise MarkerError(f"{len(found)} ddp_expect markers: a test has one outcome; give one")
+    given = _bind(_expect, found[0], "ddp_expect")
+    written = _written("ddp_expect", found[0])
+    if given["kind"] not in KINDS:
+        raise MarkerError(f"{written}: unknown kind {given['kind']!r}; known: {', '.join(KINDS)}")
+    guilty = given["guilty"]
+    if guilty is not None:
+        if not isinstance(guilty, list | tuple) or not guilty:
+            raise MarkerError(f"{written}: guilty={guilty!r} must be a list of ranks, like [2]")
+        for rank in guilty:
+            _rank(written, "guilty", rank, size)
+        guilty = tuple(sorted(guilty))
+    if given["within"] is not None:
+        _seconds(written, "within", given["within"])
+    _check_raises(written, given["raises"], size)
+    return Expectation(**{**given, "guilty": guilty})
+
+
+def _check_raises(written: str, raises: object, size: int) -> None:
+    if raises is None:
+        return
+    for rank, error in raises.items() if isinstance(raises, dict) else [(None, raises)]:
+        if rank is not None:
+            _rank(written, "raises", rank, size)
+        if not (isinstance(error, type) and issubclass(error, BaseException)):
+            raise MarkerError(f"{written}: raises={error!r} must be an exception class, or a dict of rank and class")
+
+
+def _rank(written: str, name: str, value: object, size: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < size:
+        raise MarkerError(f"{written}: {name}={value!r} must be a rank of this world, 0 to {size - 1}")
+
+
+def _one_of(written: str, name: str, value: object, accepted: tuple[str, ...]) -> str:
+    if value not in accepted:
+        raise MarkerError(f"{written}({name}={value!r}): must be one of {', '.join(map(repr, accepted))}")
+    return str(value)
+
+
+def _seconds(written: str, name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise MarkerError(f"{written}({name}={value!r}): must be a number of seconds > 0")
+    return float(value)
+
+
+def _truth(written: str, name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise MarkerError(f"{written}({name}={value!r}): must be True or False")
+    return value

@@ -1,0 +1,1 @@
+"""What runs in the zygote and in the ranks forked from it."""

@@ -1,0 +1,220 @@
+"""A rank: runs pytest's own protocol for each item that it is told, and reports what came of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from esper.lockstep.entry import Kind
+from esper.lockstep.errors import DivergenceError
+from esper.lockstep.evidence import answer_stack_requests
+from esper.lockstep.frames import INTERNAL
+from esper.lockstep.intercept import Interception
+from esper.lockstep.ledger import Ledger
+from esper.lockstep.lineage import die_with_parent
+from esper.lockstep.recorder import Recorder, is_victim
+from pytest_esper_ddp import handle
+from pytest_esper_ddp.rank.inject import Injector
+from pytest_esper_ddp.rank.state import Snapshot
+from pytest_esper_ddp.wire.channel import Closed, receive, send
+from pytest_esper_ddp.wire.messages import EndWorld, Failure, ForkWorld, Outcome, RunTest, Up
+
+# What a program would have without us: gloo's own default. Tests are ended by their time-out, not by the group's.
+_GROUP_TIMEOUT = timedelta(minutes=30)
+_LEDGER_RECORDS = 1 << 12
+
+
+class Worker:
+    """One rank's whole life."""
+
+    def __init__(
+        self,
+        session: pytest.Session,
+        items: dict[str, pytest.Item],
+        channel: socket.socket,
+        rank: int,
+        world: ForkWorld,
+    ) -> None:
+        self.session, self.items, self.channel, self.rank, self.world = session, items, channel, rank, world
+        self.recorder: Recorder
+        self.interception: Interception | None = None
+
+    def run(self) -> int:
+        """Start, serve until told to end or until the controller is gone; the process's exit status."""
+        # A group of its own: what a test starts ends with its rank, and Ctrl-C goes to pytest alone.
+        os.setpgid(0, 0)
+        die_with_parent(os.getppid())
+        self._start()
+        send(self.channel, Up())
+        snapshot = Snapshot(self.world.seed)
+        try:
+            while isinstance(message := receive(self.channel), RunTest):
+                send(self.channel, self._test(message, snapshot))
+            soft = isinstance(message, EndWorld)
+        except Closed:
+            soft = False
+        if soft:
+            # Else session and module fixtures would never be finalised.
+            self.session._setupstate.teardown_exact(None)
+        return 0
+
+    def _start(self) -> None:
+        world, config = self.world, self.session.config
+        _own_capture(config)
+        _own_temp(config, world.base_temp / f"rank{self.rank}")
+        self.stacks = answer_stack_requests(world.run_dir, self.rank)
+        self.recorder = Recorder(
+            Ledger(world.run_dir, self.rank, world.world_size, _LEDGER_RECORDS), INTERNAL + _plumbing()
+        )
+        if world.lockstep:
+            self.interception = Interception(self.recorder)
+            self.interception.install()
+            os.register_at_fork(after_in_child=self.interception.detach)
+        os.environ.update(
+            RANK=str(self.rank),
+            LOCAL_RANK=str(self.rank),
+            WORLD_SIZE=str(world.world_size),
+            LOCAL_WORLD_SIZE=str(world.world_size),
+            **world.environment,
+        )
+        if world.init:
+            _join(world, self.rank)
+
+    def _test(self, order: RunTest, snapshot: Snapshot) -> Outcome:
+        item = self.items[order.nodeid]
+        observer = Observer(self.recorder)
+        current = handle.DDP(self.rank, self.world.world_size, order.shared_path)
+        item.stash[handle.CURRENT] = current
+        manager = self.session.config.pluginmanager
+        manager.register(observer)
+        # Every rank counts from 0 again before any of them can issue something.
+        self.recorder.begin(order.name)
+        if self.interception is not None:
+            self.interception.groups.begin()
+        injector = Injector(order.faults, self.rank, self.recorder, self.interception)
+        try:
+            with injector:
+                item.ihook.pytest_runtest_protocol(
+                    item=item, nextitem=self.items[order.next_nodeid] if order.next_nodeid else None
+                )
+        finally:
+            manager.unregister(observer)
+        self.recorder.over()
+        serialise = item.ihook.pytest_report_to_serializable
+        return Outcome(
+            reports=tuple(serialise(config=item.config, report=report) for report in observer.reports),
+            failure=observer.failure,
+            groups=self.interception.groups.summary() if self.interception is not None else {},
+            fired=injector.fired(),
+            leaks=snapshot.restore(),
+            notes=tuple(current.notes),
+        )
+
+
+class Observer:
+    """Collects an item's reports, and records why it failed first the moment it does."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.reports: list[pytest.TestReport] = []
+        self.failure: Failure | None = None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.reports.append(report)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Iterator[None] | Any:
+        at = time.monotonic()
+        report: pytest.TestReport = yield
+        if report.failed and call.excinfo is not None and self.failure is None:
+            self.recorder.raised(call.excinfo.value, leaves=False)  # teardown is still to come
+            self.failure = failure_of(call.excinfo.value, report.when, at)
+        elif report.failed and self.failure is None:  # a strict xfail that passed
+            self.failure = Failure(report.when, at, "Failed", report.longreprtext, victim=False)
+        return report
+
+
+def failure_of(error: BaseException, phase: str, at: float) -> Failure:
+    """What the controller is told about an exception."""
+    chain: list[BaseException] = []
+    seen: BaseException | None = error
+    while seen is not None and seen not in chain:
+        chain.append(seen)
+        seen = seen.__cause__ or seen.__context__
+    named = next((one for one in chain if isinstance(one, DivergenceError)), None)
+    return Failure(
+        phase=phase,
+        at=at,
+        type=type(error).__name__,
+        text="\n".join(f"{type(one).__name__}: {one}" for one in chain),
+        victim=is_victim(error) and named is None,
+        bases=tuple(f"{base.__module__}.{base.__qualname__}" for base in type(error).__mro__),
+        kind=named.kind if named else None,
+        guilty=named.guilty if named else barrier_guilty(chain),
+        fields=tuple(field.field for field in named.fields) if named else (),
+        divergence=str(named) if named else None,
+    )
+
+
+_BARRIER = re.compile(r"Ranks? ([\d, ]+) failed to pass monitoredBarrier")
+
+
+def barrier_guilty(chain: list[BaseException]) -> tuple[int, ...]:
+    """The ranks that monitored_barrier's text names, if it is in one of the exceptions."""
+    for error in chain:
+        if (found := _BARRIER.search(str(error))) is not None:
+            return tuple(int(rank) for rank in found[1].replace(" ", "").split(",") if rank)
+    return ()
+
+
+def _join(world: ForkWorld, rank: int) -> None:
+    device = None
+    if world.backend == "nccl":
+        device = torch.device("cuda", rank)
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        world.backend,
+        store=dist.FileStore(str(world.run_dir / "store"), world.world_size),
+        rank=rank,
+        world_size=world.world_size,
+        timeout=_GROUP_TIMEOUT,
+        device_id=device,
+    )
+
+
+def _own_capture(config: pytest.Config) -> None:
+    """Forked ranks share the temporary files of the zygote's capture: what one writes, all would report."""
+    capture = config.pluginmanager.getplugin("capturemanager")
+    if capture is not None:
+        capture.stop_global_capturing()
+        capture.start_global_capturing()
+
+
+def _own_temp(config: pytest.Config, path: Path) -> None:
+    path.mkdir(parents=True)
+    factory = getattr(config, "_tmp_path_factory", None)
+    if factory is not None:
+        factory._basetemp = path
+
+
+def _plumbing() -> tuple[str, ...]:
+    """Files of the harness, in which no call site of the user's program lies."""
+    return tuple(
+        str(Path(module.__file__).parent) + os.sep
+        for module in (pytest, __import__("_pytest"), __import__("pluggy"), handle)
+        if module.__file__ is not None
+    )
+

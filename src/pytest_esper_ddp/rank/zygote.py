@@ -1,0 +1,199 @@
+"""The process that ranks are forked from: torch and the test modules loaded, one thread, no CUDA, no store.
+
+Started as `python -m pytest_esper_ddp.rank.zygote SOCKET PARENT`. It is a pytest session of its own whose run loop
+waits for worlds to fork instead of running tests.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import importlib
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from esper.lockstep.lineage import die_with_parent
+from pytest_esper_ddp.markers import is_ddp
+from pytest_esper_ddp.wire.channel import Closed, receive, send
+from pytest_esper_ddp.wire.messages import Broken, Collect, Collected, Exited, Forked, ForkWorld, Preload
+
+ROLE = "esper-ddp-zygote"
+# Threads of BLAS and OpenMP pools don't survive a fork: a two-thread matmul hung in both children.
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class Zygote:
+    """The plugin that takes the run loop over."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self.channel = channel
+        self._errors: list[str] = []
+        self._children: dict[int, int] = {}  # pid by pidfd
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_configure(self, config: pytest.Config) -> None:
+        """Nothing of this session may reach the terminal: pytest's own process reports."""
+        reporter = config.pluginmanager.getplugin("terminalreporter")
+        if reporter is not None:
+            config.pluginmanager.unregister(reporter)
+            config.pluginmanager.register(SilentReporter(reporter), "terminalreporter")
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self._errors.append(f"{report.nodeid}:\n{report.longreprtext}")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Say what was collected, then fork worlds until the controller is gone."""
+        items = {item.nodeid: item for item in session.items if is_ddp(item)}
+        threads = len(os.listdir("/proc/self/task"))
+        digests = {nodeid: parameter_digest(item) for nodeid, item in items.items()}
+        send(self.channel, Collected(digests, threads, "\n\n".join(self._errors)))
+        gc.collect()
+        gc.freeze()  # else each rank's first collection copies every page: 137 ms with dynamo loaded
+        poll = select.poll()
+        poll.register(self.channel, select.POLLIN)
+        while True:
+            for fd, _ in poll.poll():
+                if fd == self.channel.fileno():
+                    self._fork_world(session, items, poll)
+                else:
+                    self._reap(fd, poll)
+
+    def _fork_world(self, session: pytest.Session, items: dict[str, pytest.Item], poll: select.poll) -> None:
+        data, sockets, _, _ = socket.recv_fds(self.channel, 1, 1024)
+        if not data:
+            os._exit(0)  # the controller has closed its end
+        request: ForkWorld = receive(self.channel)
+        pids = []
+        for rank in range(request.world_size):
+            pid = os.fork()
+            if pid == 0:
+                self._be_rank(session, items, request, rank, sockets)
+            pids.append(pid)
+            pidfd = os.pidfd_open(pid)
+            self._children[pidfd] = pid
+            poll.register(pidfd, select.POLLIN)
+        for fd in sockets:
+            os.close(fd)
+        send(self.channel, Forked(tuple(pids)))
+
+    def _be_rank(
+        self,
+        session: pytest.Session,
+        items: dict[str, pytest.Item],
+        request: ForkWorld,
+        rank: int,
+        sockets: list[int],
+    ) -> None:
+        """In the child: never returns."""
+        status = 70  # EX_SOFTWARE, unless the worker says otherwise
+        try:
+            self.channel.close()
+            for index, fd in enumerate(sockets):
+                if index != rank:
+                    os.close(fd)
+            for pidfd in self._children:
+                os.close(pidfd)
+            session.config.pluginmanager.unregister(self)
+            from pytest_esper_ddp.rank.worker import Worker
+
+            with socket.socket(fileno=sockets[rank]) as channel:
+                status = Worker(session, items, channel, rank, request).run()
+        except BaseException:  # noqa: BLE001  nothing above this frame belongs to the rank
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    def _reap(self, pidfd: int, poll: select.poll) -> None:
+        poll.unregister(pidfd)
+        os.close(pidfd)
+        pid = self._children.pop(pidfd)
+        _, status = os.waitpid(pid, 0)
+        send(self.channel, Exited(pid, os.waitstatus_to_exitcode(status)))
+
+
+class SilentReporter:
+    """Stands in for the terminal reporter: plugins look it up and call it."""
+
+    def __init__(self, reporter: Any) -> None:
+        self._tw = reporter._tw
+        self._tw._file = open(os.devnull, "w")  # noqa: SIM115  lives as long as the process
+        self.config = reporter.config
+        self.verbosity = reporter.verbosity
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
+
+
+def parameter_digest(item: pytest.Item) -> str:
+    """Tells two items of one node id apart: ids made from unordered sets match while their values differ."""
+    callspec = getattr(item, "callspec", None)
+    if callspec is None:
+        return ""
+    text = "\n".join(f"{name}={_stable(value)}" for name, value in sorted(callspec.params.items()))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _stable(value: object) -> str:
+    text = repr(value)
+    # A default repr holds an address, which differs in every process.
+    return type(value).__qualname__ if " at 0x" in text else text
+
+
+def _messages(channel: socket.socket) -> Iterator[Collect]:
+    while True:
+        message = receive(channel)
+        if isinstance(message, Preload):
+            importlib.import_module(message.module)
+        else:
+            yield message
+
+
+def _session(channel: socket.socket, request: Collect) -> None:
+    from _pytest.config import Config
+    from _pytest.main import _main, wrap_session
+
+    os.chdir(request.directory)
+    config = Config.fromdictargs(dict(request.options), list(request.files))
+    config.pluginmanager.register(Zygote(channel), ROLE)
+    status = wrap_session(config, _main)
+    # Only reached when collection ended the session before its run loop.
+    send(channel, Broken(f"pytest ended with status {int(status)} in the process that ranks are forked from"))
+
+
+def main() -> None:
+    """Load what ranks need, then wait to be told what to collect."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    die_with_parent(int(sys.argv[2]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's to handle
+    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
+    try:
+        import torch
+        import torch.distributed
+
+        torch.set_num_threads(1)
+        import esper.lockstep.intercept
+        import pytest_esper_ddp.rank.worker  # noqa: F401
+
+        for request in _messages(channel):
+            _session(channel, request)
+    except Closed:
+        pass
+    except BaseException:  # noqa: BLE001  whatever it is, the controller must hear it instead of waiting
+        send(channel, Broken(traceback.format_exc()))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

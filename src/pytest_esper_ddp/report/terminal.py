@@ -1,0 +1,36 @@
+"""The table at the end of the session."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from pytest_esper_ddp.controller.session import Row
+
+_HEADS = ("scenario", "fault", "outcome", "guilty", "seconds")
+
+
+def write_table(reporter: pytest.TerminalReporter, rows: Sequence[Row]) -> None:
+    """Scenario, fault, outcome, guilty rank, seconds from the fault to the diagnosis; a test's notes below its row."""
+    reporter.section("tests on ranks", sep="-", bold=True)
+    cells = [_cells(row) for row in rows]
+    widths = [max(len(line[column]) for line in (_HEADS, *cells)) for column in range(len(_HEADS))]
+    reporter.write_line(_line(_HEADS, widths), bold=True)
+    for row, line in zip(rows, cells, strict=True):
+        reporter.write_line(_line(line, widths), green=row.passed, red=not row.passed)
+        for note in row.notes:
+            reporter.write_line(f"  {note}")
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    name = row.nodeid.rpartition("::")[2].removeprefix("test_")
+    faults = "; ".join(map(str, row.scenario.faults)) or "none"
+    verdict = row.verdict
+    guilty = ", ".join(map(str, verdict.guilty)) or "-"
+    outcome = verdict.outcome if row.passed else f"FAILED: {verdict.outcome}"
+    return name, faults, outcome, guilty, "-" if verdict.seconds is None else f"{verdict.seconds:.2f}"
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()

@@ -1,0 +1,1 @@
+"""What both ends of a connection know: messages, and how they travel. Runs in every process."""

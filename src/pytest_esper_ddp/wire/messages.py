@@ -1,0 +1,136 @@
+"""What the processes say to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pytest_esper_ddp.scenario import Fault
+
+# controller -> zygote
+
+
+@dataclass(frozen=True)
+class Preload:
+    """Import this module now, while pytest still collects."""
+
+    module: str
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Collect these files once more, with the options of the session."""
+
+    options: Mapping[str, Any]
+    files: tuple[str, ...]
+    directory: str
+
+
+@dataclass(frozen=True)
+class ForkWorld:
+    """Fork the ranks of a world; their ends of the socket pairs travel beside this message."""
+
+    world_size: int
+    run_dir: Path
+    base_temp: Path
+    backend: str
+    init: bool
+    lockstep: bool
+    seed: int
+    environment: Mapping[str, str]
+
+
+# zygote -> controller
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The items that the zygote found: digest of the parameters by node id."""
+
+    items: Mapping[str, str]
+    threads: int
+    errors: str = ""
+
+
+@dataclass(frozen=True)
+class Forked:
+    """The process ids of a new world, by rank."""
+
+    pids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Exited:
+    """The zygote reaped a rank; `code` as waitpid has it (negative: the signal)."""
+
+    pid: int
+    code: int
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The zygote can't go on."""
+
+    reason: str
+
+
+# controller -> rank
+
+
+@dataclass(frozen=True)
+class RunTest:
+    """Run one item; `name` is what its records in the ledger begin with."""
+
+    nodeid: str
+    next_nodeid: str | None
+    name: str
+    faults: tuple[Fault, ...]
+    shared_path: Path
+
+
+@dataclass(frozen=True)
+class EndWorld:
+    """No more tests: finalise fixtures and leave."""
+
+
+# rank -> controller
+
+
+@dataclass(frozen=True)
+class Up:
+    """The group stands (or, without init, the process does)."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a rank failed first: phase, time (CLOCK_MONOTONIC seconds), the exception and its chain as text.
+
+    `kind`, `guilty` and `fields` are those of a `DivergenceError` in the chain, if there is one.
+    """
+
+    phase: str
+    at: float
+    type: str
+    text: str
+    victim: bool
+    bases: tuple[str, ...] = ()
+    kind: str | None = None
+    guilty: tuple[int, ...] = ()
+    fields: tuple[str, ...] = ()
+    divergence: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One rank's end of one item."""
+
+    reports: tuple[Mapping[str, Any], ...]
+    failure: Failure | None
+    groups: Mapping[str, tuple[int, int, tuple[int, ...]]]
+    fired: tuple[tuple[int, float], ...]  # index of the fault, and when
+    leaks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    error: str | None = None
+    warnings: tuple[Any, ...] = field(default=())
