@@ -132,28 +132,33 @@ def breach(rule: Rule, each: Import) -> str | None:
 
 
 def not_a_hook(path: Path) -> list[str]:
-    """What stands in this module beside imports and short functions named pytest_..., a line each."""
+    """What is no import, stash key, fixture or hook in this module, or is too long; a line each."""
     found = []
     for node in ast.parse(path.read_bytes()).body:
-        where = f"{path.name}:{node.lineno}"
-        if isinstance(node, ast.FunctionDef):
-            body = node.body[1:] if ast.get_docstring(node) else node.body
-            lines = (node.end_lineno or node.lineno) - body[0].lineno + 1 if body else 0
-            if not node.name.startswith("pytest_"):
-                found.append(f"{where} {node.name} is no hook")
-            elif lines > HOOK_LINES:
-                found.append(f"{where} {node.name} has {lines} lines; under ten are allowed")
-        elif not is_frame(node):
-            found.append(f"{where} is neither an import nor a hook")
+        # A class only groups hooks that need an instance of their own.
+        for part in node.body if isinstance(node, ast.ClassDef) else [node]:
+            if why := lapse_of(part):
+                found.append(f"{path.name}:{part.lineno} {why}")
     return found
 
 
+def lapse_of(node: ast.stmt) -> str | None:
+    if not isinstance(node, ast.FunctionDef):
+        return None if is_frame(node) else "is neither an import nor a hook"
+    body = node.body[1:] if ast.get_docstring(node) else node.body
+    lines = (node.end_lineno or node.lineno) - body[0].lineno + 1 if body else 0
+    fixture = any(ast.unparse(decorator).startswith("pytest.fixture") for decorator in node.decorator_list)
+    if not node.name.startswith("pytest_") and not fixture:
+        return f"{node.name} is neither a hook nor a fixture"
+    return f"{node.name} has {lines} lines; under ten are allowed" if lines > HOOK_LINES else None
+
+
 def is_frame(node: ast.stmt) -> bool:
-    """Docstring, imports, `if TYPE_CHECKING:` with imports, `__all__`."""
+    """Docstring, imports, `if TYPE_CHECKING:` with imports, keys of the stash."""
     if isinstance(node, ast.If):
         return all(isinstance(inner, ast.Import | ast.ImportFrom) for inner in node.body) and not node.orelse
     if isinstance(node, ast.Assign):
-        return [target.id for target in node.targets if isinstance(target, ast.Name)] == ["__all__"]
+        return ast.unparse(node.value).startswith("pytest.StashKey[")
     docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     return docstring or isinstance(node, ast.Import | ast.ImportFrom)
 
@@ -231,10 +236,12 @@ def test_the_plugin_holds_hooks_only() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("def helper():\n    pass", "helper is no hook"),
+        ("def helper():\n    pass", "helper is neither a hook nor a fixture"),
         ("STATE = {}", "neither an import nor a hook"),
-        ("class State:\n    pass", "neither an import nor a hook"),
+        ("class State:\n    count = 0", "neither an import nor a hook"),
+        ("class State:\n    def count(self):\n        pass", "count is neither a hook nor a fixture"),
         ("def pytest_configure():\n" + "    x = 1\n" * 10, "has 10 lines"),
+        ("@pytest.fixture\ndef ddp():\n" + "    x = 1\n" * 10, "has 10 lines"),
     ],
 )
 def test_what_is_no_hook_is_found(tmp_path: Path, text: str, said: str) -> None:
@@ -244,7 +251,8 @@ def test_what_is_no_hook_is_found(tmp_path: Path, text: str, said: str) -> None:
 
 def test_a_hook_of_nine_lines_and_its_docstring_may_stay(tmp_path: Path) -> None:
     body = '    """Says\n\n    what.\n    """\n' + "    x = 1\n" * 9
-    text = '"""Hooks."""\nimport os\nif TYPE_CHECKING:\n    import torch\ndef pytest_configure():\n' + body
+    head = '"""Hooks."""\nif TYPE_CHECKING:\n    import torch\nKEY = pytest.StashKey[int]()\n'
+    text = head + "def pytest_configure():\n" + body
     assert not_a_hook(plant(tmp_path, "plugin.py", text)) == []
 
 
