@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +110,11 @@ class GrownModel(nn.Module):
     def _hand_out_alphas(self) -> None:
         for index, slot_id in enumerate(self.slot_ids):
             self.slots[slot_id].show_alpha_in(self.alphas[index])
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Pickled tensors do not share memory any more.
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._hand_out_alphas()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Moving a module replaces its buffers, which leaves the slots with views of the old one.

@@ -68,7 +68,7 @@ class SeedSlot(nn.Module):
 
     def commit(self, blueprint: str, seed: nn.Module) -> None:
         """DORMANT -> GERMINATED with this seed. Raises SlotOccupied or IllegalTransition (cooldown)."""
-        self._become(self._state.germinate(blueprint), seed)
+        self._become(self._state.germinate(blueprint), seed.train(self.training))
 
     def advance(self) -> None:
         """The next stage; entering BLENDING starts alpha on its way up. Gates are asked before, not here.
@@ -109,7 +109,7 @@ class SeedSlot(nn.Module):
         if state.blueprint is not None:
             # Any weights will do: the tensors that are loaded next replace them.
             seed = build(self.topology, state.blueprint, self.channels, torch.Generator().manual_seed(0))
-            seed.to(self._alpha.device)
+            seed.to(self._alpha.device).train(self.training)
         self._become(state, seed)
 
     def forward(self, h: Tensor, alpha: Tensor | None = None) -> Tensor:
