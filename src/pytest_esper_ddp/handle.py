@@ -25,9 +25,9 @@ class DDP:
     def assert_same(self, value: Any, name: str = "value") -> None:
         """Collective: every rank, same order. Fail unless `value` is bit-equal on all ranks.
 
-        `value` is a tensor, a module or optimiser (its state_dict), or nested mappings and sequences of tensors and plain
-        values. The AssertionError names the first differing part and the ranks on each side, and is the same on every
-        rank.
+        `value` is a tensor, a module or optimiser (its state_dict), or nested mappings and sequences of
+        tensors and plain values. The AssertionError names the first differing part and the ranks on each
+        side, and is the same on every rank.
         """
         import torch.distributed as dist
 
@@ -51,16 +51,26 @@ def fingerprints(value: Any, name: str) -> Sequence[tuple[str, str, str]]:
     if isinstance(value, torch.Tensor):
         flat = value.detach().cpu().contiguous().reshape(-1)
         digest = hashlib.blake2b(flat.view(torch.uint8).numpy().tobytes(), digest_size=16).hexdigest()
-        shown = str(flat.tolist()) if flat.numel() <= 8 else f"{list(value.shape)} of mean {flat.double().mean():.9g}"
+        shown = (
+            str(flat.tolist())
+            if flat.numel() <= 8
+            else f"{list(value.shape)} of mean {flat.double().mean():.9g}"
+        )
         return [(name, f"{value.dtype} {list(value.shape)} {digest}", shown)]
     if hasattr(value, "state_dict"):
         return fingerprints(value.state_dict(), name)
     if isinstance(value, Mapping):
         parts = [fingerprints(part, f"{name}[{key!r}]") for key, part in value.items()]
-        return [(name, f"keys {list(value)!r}", f"keys {list(value)!r}"), *(leaf for part in parts for leaf in part)]
+        return [
+            (name, f"keys {list(value)!r}", f"keys {list(value)!r}"),
+            *(leaf for part in parts for leaf in part),
+        ]
     if isinstance(value, list | tuple):
         parts = [fingerprints(part, f"{name}[{index}]") for index, part in enumerate(value)]
-        return [(name, f"length {len(value)}", f"length {len(value)}"), *(leaf for part in parts for leaf in part)]
+        return [
+            (name, f"length {len(value)}", f"length {len(value)}"),
+            *(leaf for part in parts for leaf in part),
+        ]
     return [(name, repr(value), repr(value))]
 
 

@@ -14,25 +14,66 @@ from pytest_esper_ddp.options import BACKENDS, ISOLATIONS, Settings
 from pytest_esper_ddp.scenario import Expectation, Fault, Scenario
 
 LOCKSTEP_MODES = ("enforce", "observe", "off")
-PROVED = ("crashed", "raised", "exited", "group", "order", "mismatch", "peer", "wait_cycle", "missing", "model", "drift")
+PROVED = (
+    "crashed",
+    "raised",
+    "exited",
+    "group",
+    "order",
+    "mismatch",
+    "peer",
+    "wait_cycle",
+    "missing",
+    "model",
+    "drift",
+)
 SUSPECTED = ("frozen", "stalled")
 # What the program under test is to do for itself; lockstep only watches then.
 BY_PROGRAM = ("lifecycle", "deadline", "monitored_barrier", "watchdog")
 KINDS = PROVED + SUSPECTED + BY_PROGRAM
 
 DECLARATIONS = (
-    "ddp(world_size=None, *, backend=None, timeout=None, isolation=None, init=True, lockstep='enforce', patience=2.0): "
-    "run this test on that many ranks, each a real process",
-    "ddp_fault(kind, *, rank, nth=None, op=None, tag=None, epoch=None, step=None, slot=None, target=None, **arguments): "
-    "inject one fault; may be repeated",
+    "ddp(world_size=None, *, backend=None, timeout=None, isolation=None, init=True, lockstep='enforce', "
+    "patience=2.0): run this test on that many ranks, each a real process",
+    "ddp_fault(kind, *, rank, nth=None, op=None, tag=None, epoch=None, step=None, slot=None, target=None, "
+    "**arguments): inject one fault; may be repeated",
     "ddp_expect(kind, *, guilty=None, op=None, tag=None, field=None, raises=None, within=None): "
     "the test passes only if this outcome comes",
 )
 
-# Shapes of the markers: calling one with the marker's arguments finds what does not fit.
-def _ddp(world_size=None, *, backend=None, timeout=None, isolation=None, init=True, lockstep=None, patience=2.0): ...  # type: ignore[no-untyped-def]  # noqa: E501
-def _fault(kind, *, rank, nth=None, op=None, tag=None, epoch=None, step=None, slot=None, target=None, **arguments): ...  # type: ignore[no-untyped-def]  # noqa: E501
-def _expect(kind, *, guilty=None, op=None, tag=None, field=None, raises=None, within=None): ...  # type: ignore[no-untyped-def]  # noqa: E501
+_EMPTY = inspect.Parameter.empty
+
+
+def _signature(
+    first: str, default: object, /, *required: str, rest: bool, **optional: object
+) -> inspect.Signature:
+    parameters = [inspect.Parameter(first, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)]
+    parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in required]
+    parameters += [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value)
+        for name, value in optional.items()
+    ]
+    if rest:
+        parameters.append(inspect.Parameter("arguments", inspect.Parameter.VAR_KEYWORD))
+    return inspect.Signature(parameters)
+
+
+# What each marker accepts: binding its arguments to these finds what does not fit.
+_PLACES = dict.fromkeys(("nth", "op", "tag", "epoch", "step", "slot", "target"))
+_OUTCOME = dict.fromkeys(("guilty", "op", "tag", "field", "raises", "within"))
+_WORLD = {
+    "backend": None,
+    "timeout": None,
+    "isolation": None,
+    "init": True,
+    "lockstep": None,
+    "patience": 2.0,
+}
+_SIGNATURES = {
+    "ddp": _signature("world_size", None, rest=False, **_WORLD),
+    "ddp_fault": _signature("kind", _EMPTY, "rank", rest=True, **_PLACES),
+    "ddp_expect": _signature("kind", _EMPTY, rest=False, **_OUTCOME),
+}
 
 
 def is_ddp(item: pytest.Item) -> bool:
@@ -44,18 +85,22 @@ def scenario_of(item: pytest.Item, settings: Settings) -> Scenario:
     """The plan that the item's markers and the session's options make. Raises MarkerError."""
     marker = item.get_closest_marker("ddp")
     assert marker is not None
-    given = _bind(_ddp, marker, "ddp")
+    given = _bind(marker, "ddp")
     size = _world_size(item, given["world_size"], settings)
     expectation = _expectation(item.iter_markers("ddp_expect"), size)
     by_program = expectation is not None and expectation.kind in BY_PROGRAM
-    lockstep = _one_of("ddp", "lockstep", given["lockstep"] or ("observe" if by_program else "enforce"), LOCKSTEP_MODES)
-    if by_program and lockstep == "enforce":
+    lockstep = _one_of(
+        "ddp", "lockstep", given["lockstep"] or ("observe" if by_program else "enforce"), LOCKSTEP_MODES
+    )
+    if expectation is not None and by_program and lockstep == "enforce":
         raise MarkerError(
-            f"ddp_expect({expectation.kind!r}) waits for the program's own end, which ddp(lockstep='enforce') would "  # type: ignore[union-attr]
-            "come before: leave lockstep out, or give 'observe'"
+            f"ddp_expect({expectation.kind!r}) waits for the program's own end, which "
+            "ddp(lockstep='enforce') would come before: leave lockstep out, or give 'observe'"
         )
     if expectation is not None and not by_program and lockstep == "off":
-        raise MarkerError(f"ddp_expect({expectation.kind!r}) needs lockstep, and ddp(lockstep='off') turns it off")
+        raise MarkerError(
+            f"ddp_expect({expectation.kind!r}) needs lockstep, and ddp(lockstep='off') turns it off"
+        )
     return Scenario(
         world_size=size,
         backend=_one_of("ddp", "backend", given["backend"] or settings.backend, BACKENDS),
@@ -69,18 +114,22 @@ def scenario_of(item: pytest.Item, settings: Settings) -> Scenario:
     )
 
 
-def _bind(shape: Any, marker: pytest.Mark, name: str) -> dict[str, Any]:
+def _bind(marker: pytest.Mark, name: str) -> dict[str, Any]:
     try:
-        bound = inspect.signature(shape).bind(*marker.args, **marker.kwargs)
+        bound = _SIGNATURES[name].bind(*marker.args, **marker.kwargs)
     except TypeError as error:
         declared = next(text for text in DECLARATIONS if text.startswith(f"{name}("))
-        raise MarkerError(f"{_written(name, marker)}: {error}; accepted: {declared.partition(': ')[0]}") from None
+        raise MarkerError(
+            f"{_written(name, marker)}: {error}; accepted: {declared.partition(': ')[0]}"
+        ) from None
     bound.apply_defaults()
     return dict(bound.arguments)
 
 
 def _written(name: str, marker: pytest.Mark) -> str:
-    arguments = [repr(value) for value in marker.args] + [f"{key}={value!r}" for key, value in marker.kwargs.items()]
+    arguments = [repr(value) for value in marker.args] + [
+        f"{key}={value!r}" for key, value in marker.kwargs.items()
+    ]
     return f"{name}({', '.join(arguments)})"
 
 
@@ -95,7 +144,7 @@ def _world_size(item: pytest.Item, given: object, settings: Settings) -> int:
 
 
 def _fault_of(marker: pytest.Mark, size: int) -> Fault:
-    given = _bind(_fault, marker, "ddp_fault")
+    given = _bind(marker, "ddp_fault")
     kind, written = given["kind"], _written("ddp_fault", marker)
     spec = CATALOGUE.get(kind)
     if spec is None:
@@ -106,11 +155,13 @@ def _fault_of(marker: pytest.Mark, size: int) -> Fault:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < minimum):
             raise MarkerError(f"{written}: {name}={value!r} must be an integer >= {minimum}")
     _coordinates(written, spec, given)
-    return Fault(**{key: value for key, value in given.items()})
+    return Fault(**given)
 
 
 def _coordinates(written: str, spec: FaultSpec, given: Mapping[str, Any]) -> None:
-    """A coordinate that the kind does not look at would be ignored without a word: refuse it, and wrong arguments."""
+    """A coordinate that the kind does not look at would be ignored without a word: refuse it, and wrong
+    arguments.
+    """
     for name in ("nth", "op", "tag", "epoch", "step", "slot", "target"):
         if given[name] is not None and name not in spec.coordinates:
             accepted = ", ".join(spec.coordinates) or "none"
@@ -130,7 +181,7 @@ def _expectation(markers: Iterable[pytest.Mark], size: int) -> Expectation | Non
         return None
     if len(found) > 1:
         raise MarkerError(f"{len(found)} ddp_expect markers: a test has one outcome; give one")
-    given = _bind(_expect, found[0], "ddp_expect")
+    given = _bind(found[0], "ddp_expect")
     written = _written("ddp_expect", found[0])
     if given["kind"] not in KINDS:
         raise MarkerError(f"{written}: unknown kind {given['kind']!r}; known: {', '.join(KINDS)}")
@@ -154,7 +205,9 @@ def _check_raises(written: str, raises: object, size: int) -> None:
         if rank is not None:
             _rank(written, "raises", rank, size)
         if not (isinstance(error, type) and issubclass(error, BaseException)):
-            raise MarkerError(f"{written}: raises={error!r} must be an exception class, or a dict of rank and class")
+            raise MarkerError(
+                f"{written}: raises={error!r} must be an exception class, or a dict of rank and class"
+            )
 
 
 def _rank(written: str, name: str, value: object, size: int) -> None:

@@ -15,7 +15,9 @@ ISOLATIONS = ("pool", "fresh")
 
 @dataclass(frozen=True)
 class Option:
-    """One knob: `name` gives --ddp-NAME, the ini key ddp_NAME and the variable PYTEST_DDP_NAME, in this order."""
+    """One knob: `name` gives --ddp-NAME, the ini key ddp_NAME and the variable PYTEST_DDP_NAME, in this
+    order.
+    """
 
     name: str
     default: str
@@ -60,13 +62,25 @@ def _seconds(text: str) -> float:
 
 
 OPTIONS = (
-    Option("world_size", "2", "N[,M...]", "ranks of tests that name none; several run each such test at each size", _sizes),
+    Option(
+        "world_size",
+        "2",
+        "N[,M...]",
+        "ranks of tests that name none; several run each such test at each size",
+        _sizes,
+    ),
     Option("backend", "gloo", "|".join(BACKENDS), "backend of the default group", _one_of(*BACKENDS)),
     Option("timeout", "30", "SECONDS", "when a test on ranks is ended", _seconds),
-    Option("isolation", "pool", "|".join(ISOLATIONS), "whether ranks live on between tests", _one_of(*ISOLATIONS)),
+    Option(
+        "isolation", "pool", "|".join(ISOLATIONS), "whether ranks live on between tests", _one_of(*ISOLATIONS)
+    ),
     Option("seed", "0", "N", "what the ranks' random generators start from at every test", int),
 )
-_ACCEPTED = {"world_size": "integers >= 2, separated by commas", "seed": "an integer", "timeout": "a number of seconds > 0"}
+_ACCEPTED = {
+    "world_size": "integers >= 2, separated by commas",
+    "seed": "an integer",
+    "timeout": "a number of seconds > 0",
+}
 
 
 @dataclass(frozen=True)
@@ -98,7 +112,9 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def settings_of(config: pytest.Config) -> Settings:
-    """Resolve flag over environment over ini. Raises pytest.UsageError naming the value and where it came from."""
+    """Resolve flag over environment over ini. Raises pytest.UsageError naming the value and where it came
+    from.
+    """
     values = {option.name: _resolve(config, option) for option in OPTIONS}
     return Settings(
         world_sizes=values["world_size"],

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_esper_ddp.controller.session import Session
     from pytest_esper_ddp.handle import DDP
 
-_SESSION = pytest.StashKey["Session"]()
+_SESSION: pytest.StashKey[Session] = pytest.StashKey()
 _SETTINGS = pytest.StashKey[options.Settings]()
 
 
@@ -108,7 +108,7 @@ def ddp(request: pytest.FixtureRequest) -> DDP:
     """This rank's place in the world: `ddp.rank`, `ddp.world_size`, `ddp.assert_same`, `ddp.shared_path`."""
     from pytest_esper_ddp.handle import CURRENT
 
-    current = request.node.stash.get(CURRENT, None)
+    current: DDP | None = request.node.stash.get(CURRENT, None)
     if current is None:
         pytest.fail("the ddp fixture needs @pytest.mark.ddp: this test runs in pytest's own process")
     return current

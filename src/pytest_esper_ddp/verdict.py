@@ -17,7 +17,9 @@ _WITHIN_AFTER_PATIENCE = 0.5
 
 @dataclass(frozen=True)
 class Observed:
-    """What a run came to: the first diagnosis of lockstep, and each failed rank's first failure. Times in seconds."""
+    """What a run came to: the first diagnosis of lockstep, and each failed rank's first failure. Times in
+    seconds.
+    """
 
     diagnosis: Diagnosis | None
     decided_at: float
@@ -29,7 +31,9 @@ class Observed:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the expected outcome came; `outcome` and `guilty` are what did come, `problem` what is wrong with it."""
+    """Whether the expected outcome came; `outcome` and `guilty` are what did come, `problem` what is wrong
+    with it.
+    """
 
     passed: bool
     outcome: str
@@ -94,7 +98,9 @@ def _program_event(expected: str, observed: Observed) -> _Event:
     named = [failure for failure in observed.failures.values() if failure.guilty]
     guilty = min(named, key=lambda failure: failure.at).guilty if named else ()
     kind = first.kind or "failed"
-    if expected == "monitored_barrier" and any("monitoredBarrier" in one.text for one in observed.failures.values()):
+    if expected == "monitored_barrier" and any(
+        "monitoredBarrier" in one.text for one in observed.failures.values()
+    ):
         kind = "monitored_barrier"
     last = max(failure.at for failure in observed.failures.values())
     return _Event(kind, guilty, last, fields=tuple(field for one in named for field in one.fields))
@@ -110,7 +116,8 @@ def _difference(
         return f"expected {_told(expected)}, got {event.kind} of {_ranks(event.guilty)}"
     for name, wanted, had in (("op", expected.op, event.ops), ("tag", expected.tag, event.tags)):
         if wanted is not None and wanted not in had:
-            return f"expected {name} {wanted!r}, got {', '.join(sorted({str(one) for one in had if one}) or ['none'])}"
+            came = sorted({str(one) for one in had if one}) or ["none"]
+            return f"expected {name} {wanted!r}, got {', '.join(came)}"
     if expected.field is not None and not any(expected.field in field for field in event.fields):
         return f"expected field {expected.field!r}, got {', '.join(event.fields) or 'none'}"
     problem = _wrong_exceptions(scenario, expected, event, observed)
@@ -129,7 +136,9 @@ def _default_within(scenario: Scenario, expected: Expectation) -> float | None:
 
 
 def _wrong_exceptions(scenario: Scenario, expected: Expectation, event: _Event, observed: Observed) -> str:
-    """`raises`, and for what the program says itself: that every rank which is not guilty says it, and alike."""
+    """`raises`, and for what the program says itself: that every rank which is not guilty says it, and
+    alike.
+    """
     if expected.kind in BY_PROGRAM:
         needed = set(range(scenario.world_size)) - set(event.guilty)
         silent = sorted(needed - observed.failures.keys())
@@ -149,7 +158,9 @@ def _wrong_exceptions(scenario: Scenario, expected: Expectation, event: _Event, 
         failure = observed.failures.get(rank)
         name = f"{error.__module__}.{error.__qualname__}"
         if failure is None or name not in failure.bases:
-            return f"expected {error.__name__} on rank {rank}, got {failure.type if failure else 'no exception'}"
+            return (
+                f"expected {error.__name__} on rank {rank}, got {failure.type if failure else 'no exception'}"
+            )
     return ""
 
 

@@ -10,14 +10,24 @@ from pathlib import Path
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, run, print the sentence, exit: 0 clean, 3 diverged, 2 wrong usage, otherwise the script's own status."""
+    """Parse, run, print the sentence, exit: 0 clean, 3 diverged, 2 wrong usage, otherwise the script's own
+    status.
+    """
     parser = argparse.ArgumentParser(prog="python -m esper.lockstep")
     commands = parser.add_subparsers(dest="command", required=True)
     run_parser = commands.add_parser("run", help="run an env:// script on N ranks and name what would hang")
-    run_parser.add_argument("--nproc", type=int, required=True, metavar="N", help="how many ranks, at least 1")
-    run_parser.add_argument("--report", type=Path, metavar="FILE.json", help="write esper.lockstep.report/1 here")
     run_parser.add_argument(
-        "--patience", type=float, default=60.0, metavar="SECONDS", help="how long a late rank is only suspected (60)"
+        "--nproc", type=int, required=True, metavar="N", help="how many ranks, at least 1"
+    )
+    run_parser.add_argument(
+        "--report", type=Path, metavar="FILE.json", help="write esper.lockstep.report/1 here"
+    )
+    run_parser.add_argument(
+        "--patience",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long a late rank is only suspected (60)",
     )
     run_parser.add_argument("script", metavar="-- SCRIPT [ARGS]", nargs=argparse.REMAINDER)
     options = parser.parse_args(arguments)

@@ -27,7 +27,9 @@ class Waiting:
 
 @dataclass(frozen=True)
 class GuiltyAt:
-    """Where a guilty rank is instead: its state, and the operation, absolute `file:line` and tag where there is one."""
+    """Where a guilty rank is instead: its state, and the operation, absolute `file:line` and tag where there
+    is one.
+    """
 
     state: str
     op: str | None = None
@@ -38,7 +40,9 @@ class GuiltyAt:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """One divergence: what, who, where on both sides, and the sentence. `seconds`: from decidable to decided."""
+    """One divergence: what, who, where on both sides, and the sentence. `seconds`: from decidable to
+    decided.
+    """
 
     kind: str
     guilty: tuple[int, ...]

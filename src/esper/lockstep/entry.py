@@ -1,4 +1,6 @@
-"""The words of a ledger, as the proof reads them: pure data, the same for a live rank and for one long dead."""
+"""The words of a ledger, as the proof reads them: pure data, the same for a live rank and for one long
+dead.
+"""
 
 from __future__ import annotations
 

@@ -42,7 +42,8 @@ def _restore(
     guilty: tuple[int, ...],
     fields: tuple[FieldDifference, ...],
 ) -> DivergenceError:
-    # Subclasses fix `kind` in their own __init__; the state is restored past it so that each class round-trips.
+    # Subclasses fix `kind` in their own __init__; the state is restored past it so that each class
+    # round-trips.
     error = cls.__new__(cls)
     DivergenceError.__init__(error, message, kind=kind, guilty=guilty, fields=fields)
     return error

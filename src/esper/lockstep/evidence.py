@@ -35,7 +35,7 @@ def answer_stack_requests(run_dir: Path, rank: int) -> IO[bytes]:
 
 
 def current_line(pid: int, path: Path, internal: tuple[str, ...], within: float) -> tuple[str, Site | None]:
-    """(state, innermost line that is the user's) of a living rank; waits at most `within` seconds for its answer.
+    """(state, innermost line that is the user's) of a living rank; waits `within` seconds at most.
 
     A stopped rank is continued for a moment, with the signal already queued.
     """

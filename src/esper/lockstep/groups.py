@@ -35,7 +35,9 @@ class Groups:
         known = self._channels.get(group.key)
         if known is None:
             key = f"p2p:{group.key}"
-            known = self._channels[group.key] = GroupRecord(key, self._recorder.ledger.string(key), group.members)
+            known = self._channels[group.key] = GroupRecord(
+                key, self._recorder.ledger.string(key), group.members
+            )
         return known
 
     def begin(self) -> None:
@@ -52,7 +54,8 @@ class Groups:
     def _meet(self, name: str, group: Any) -> GroupRecord:
         label = "default" if group is dist.group.WORLD else f"group {name}"
         generation = self._generation[name] = self._generation.get(name, 0) + 1
-        # torch gives the same names again after a destroy: number 3 of the new group is not number 3 of the old.
+        # torch gives the same names again after a destroy: number 3 of the new group is not number 3 of the
+        # old.
         key = label if generation == 1 else f"{label} ({generation})"
         try:
             members = tuple(dist.get_process_group_ranks(group))

@@ -1,8 +1,8 @@
-"""Sees every collective of this process: Python kernels for all `c10d::*` operators, one level above torch's own.
+"""Sees every collective of this process: Python kernels for all `c10d::*` operators, above torch's own.
 
-A kernel at dispatch key BackendSelect is reached by Python calls, functional collectives, DDP's constructor and C++
-reducer, FSDP2 and DTensor alike; it records and redispatches below itself, so the group's type and backend stay what
-they were. Measured: about 14 us a call at one rank, half of it the bounce through Python.
+A kernel at dispatch key BackendSelect is reached by Python calls, functional collectives, DDP's constructor
+and C++ reducer, FSDP2 and DTensor alike; it records and redispatches below itself, so the group's type and
+backend stay what they were. Measured: about 14 us a call at one rank, half of it the bounce through Python.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Interposer(Protocol):
 
 
 class Interception:
-    """Installed once per process and removed again; what it does while installed is one `Recorder`'s business."""
+    """Installed once per process and removed again; what it does while installed is one `Recorder`'s
+    business.
+    """
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
@@ -60,9 +62,11 @@ class Interception:
         self._original_wait: Any = None
 
     def install(self) -> None:
-        """Start to see collectives. Raises InterceptionUnavailable where this torch lacks a hook, naming it."""
+        """Start to see collectives. Raises InterceptionUnavailable where this torch lacks a hook, naming
+        it.
+        """
         _check_hooks()
-        self._library = torch.library.Library("c10d", "IMPL")
+        self._library = torch.library.Library("c10d", "IMPL")  # type: ignore[no-untyped-call]
         for schema in torch._C._jit_get_all_schemas():
             if not schema.name.startswith("c10d::") or schema.name.removeprefix("c10d::") in NOT_COLLECTIVE:
                 continue
@@ -89,16 +93,20 @@ class Interception:
         self._works.clear()
 
     def detach(self) -> None:
-        """In a forked child: stop recording. The ledger's pages are shared with the parent, whose ledger it stays."""
+        """In a forked child: stop recording. The ledger's pages are shared with the parent, whose ledger it
+        stays.
+        """
         self.detached = True
         tags.set_recording(False)
         waiting.set_observer(None)
 
     def _kernel(self, overload: Any, schema: OpSchema) -> Callable[..., Any]:
-        """The kernel of one operator. One closure, since every attribute look-up in it is paid per collective."""
-        below = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)  # type: ignore[attr-defined]
-        unbox_group, unbox_work = dist.ProcessGroup.unbox, torch._C._distributed_c10d.Work.unbox  # type: ignore[attr-defined]
-        reduce_names = {int(value): name for name, value in dist.ReduceOp.RedOpType.__members__.items()}
+        """The kernel of one operator. One closure, since every attribute look-up in it is paid per
+        collective.
+        """
+        below = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)
+        unbox_group, unbox_work = dist.ProcessGroup.unbox, torch._C._distributed_c10d.Work.unbox
+        reduce_names = {value.value: name for name, value in dist.ReduceOp.RedOpType.__members__.items()}
         python_api = c10d.__file__
         recorder, groups, works = self.recorder, self.groups, self._works
         redispatch, stamp = overload.redispatch, self.recorder.ledger.stamp
@@ -120,7 +128,11 @@ class Interception:
             frame = getframe(1)
             native = frame.f_code.co_filename != python_api
             flags = _NATIVE if native else 0
-            if native or schema.blocking or (at_async is not None and len(args) > at_async and not args[at_async]):
+            if (
+                native
+                or schema.blocking
+                or (at_async is not None and len(args) > at_async and not args[at_async])
+            ):
                 flags |= _WAITED
             if exc_info()[0] is not None:
                 flags |= _UNWINDING
@@ -151,7 +163,8 @@ class Interception:
                         _mark_victim(error)
                         raise
             if schema.blocking:
-                # It sends and receives inside: under the lock a second thread of the group would wait with it.
+                # It sends and receives inside: under the lock a second thread of the group would wait with
+                # it.
                 return _blocking(redispatch, keyset & below, args, stamp, number)
             if not native:
                 work = unbox_work(out[1] if schema.tensors_returned else out)
@@ -163,7 +176,8 @@ class Interception:
         return kernel
 
     def _patch_wait(self) -> None:
-        original = self._original_wait = dist.Work.wait
+        original: Callable[..., Any] = dist.Work.wait
+        self._original_wait = original
         works, ledger = self._works, self.recorder.ledger
 
         def wait(work: Any, *args: Any, **kwargs: Any) -> Any:
@@ -188,7 +202,7 @@ class Interception:
             works.pop(id(work), None)
             return result
 
-        dist.Work.wait = wait  # type: ignore[method-assign]
+        dist.Work.wait = wait  # type: ignore[method-assign, assignment]
 
         def begun(work: Any) -> None:
             known = works.get(id(work))
@@ -206,7 +220,11 @@ class Interception:
 
 
 def _blocking(
-    redispatch: Callable[..., Any], keyset: Any, args: tuple[Any, ...], stamp: Callable[..., None], number: int
+    redispatch: Callable[..., Any],
+    keyset: Any,
+    args: tuple[Any, ...],
+    stamp: Callable[..., None],
+    number: int,
 ) -> Any:
     try:
         out = redispatch(keyset, *args)

@@ -36,7 +36,9 @@ def run_directory() -> Iterator[Path]:
 
 
 def run(command: Sequence[str], world_size: int, patience: float) -> tuple[Report, int]:
-    """Run `command` (script and arguments) on `world_size` ranks; the report, and the exit status for the shell."""
+    """Run `command` (script and arguments) on `world_size` ranks; the report, and the exit status for the
+    shell.
+    """
     with run_directory() as run_dir, listening_socket() as listener:
         port = listener.getsockname()[1]
         processes = [
@@ -67,7 +69,9 @@ def run(command: Sequence[str], world_size: int, patience: float) -> tuple[Repor
 
 @contextmanager
 def listening_socket() -> Iterator[socket.socket]:
-    """A socket bound to a free port of 127.0.0.1, so that the port is taken before anybody is told its number."""
+    """A socket bound to a free port of 127.0.0.1, so that the port is taken before anybody is told its
+    number.
+    """
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         yield listener
 
@@ -76,11 +80,17 @@ def serve_store(listener: socket.socket, world_size: int) -> object:
     """The job's store on `listener`, outside the ranks: it outlives them all."""
     from datetime import timedelta
 
-    import torch.distributed as dist  # while the ranks import it themselves
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # imported while the ranks import it themselves
 
     host, port = listener.getsockname()
-    return dist.TCPStore(
-        host, port, world_size, True, timedelta(minutes=5), wait_for_workers=False, master_listen_fd=os.dup(listener.fileno())
+    return TCPStore(
+        host,
+        port,
+        world_size,
+        True,
+        timedelta(minutes=5),
+        wait_for_workers=False,
+        master_listen_fd=os.dup(listener.fileno()),
     )
 
 

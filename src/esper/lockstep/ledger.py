@@ -1,11 +1,11 @@
 """What one rank did: a ring of fixed-size records in a mapped file, beside an append-only string table.
 
-The file outlives SIGKILL and can be read while its rank is stopped. A record is packed first and counted after, so a
-reader never sees a torn one; a string is in the table before a record refers to it.
+The file outlives SIGKILL and can be read while its rank is stopped. A record is packed first and counted
+after, so a reader never sees a torn one; a string is in the table before a record refers to it.
 
-Layout of `rank<R>.ledger`: a header page, then `capacity` records of `RECORD_SIZE` bytes. Times are seconds of
-CLOCK_MONOTONIC, which all processes of one machine share. `rank<R>.strings` holds one JSON value a line; its line
-number is the string's id, and id 0 is null.
+Layout of `rank<R>.ledger`: a header page, then `capacity` records of `RECORD_SIZE` bytes. Times are seconds
+of CLOCK_MONOTONIC, which all processes of one machine share. `rank<R>.strings` holds one JSON value a line;
+its line number is the string's id, and id 0 is null.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ IDENTITY = struct.Struct("<8sIiii")
 COUNT = struct.Struct("<Q")
 COUNT_AT, STATE_AT, THREADS_AT, HEARTBEAT_AT, MAIN_THREAD_AT = 64, 72, 76, 80, 88
 U32, F64 = struct.Struct("<I"), struct.Struct("<d")
-# kind group sequence op reduce_op dtype shape site tag detail | root peer | elements digest | issued wait_begun
+# kind group sequence op reduce_op dtype shape site tag detail | root peer | elements digest | issued
+# wait_begun
 # wait_ended done | thread flags
 RECORD = struct.Struct("<10I2i2Q4d2I")
 TIMES = struct.Struct("<4d2I")
@@ -51,9 +52,7 @@ def ledger_path(run_dir: Path, rank: int) -> Path:
 class Ledger:
     """The writing end, in the rank. Not locked: the interception holds its own lock around each sequence."""
 
-    def __init__(
-        self, run_dir: Path, rank: int, world_size: int, capacity: int = DEFAULT_CAPACITY
-    ) -> None:
+    def __init__(self, run_dir: Path, rank: int, world_size: int, capacity: int = DEFAULT_CAPACITY) -> None:
         """Create the two files, mode 0600. Raises LedgerError when the disk has no room for them."""
         path = ledger_path(run_dir, rank)
         size = HEADER_SIZE + RECORD_SIZE * capacity
@@ -155,7 +154,9 @@ class Ledger:
         return number
 
     def stamp(self, number: int, which: int, flags: int = 0) -> None:
-        """Set one time of record `number` to now and add `flags`; nothing when the ring has overwritten it."""
+        """Set one time of record `number` to now and add `flags`; nothing when the ring has overwritten
+        it.
+        """
         if number < self._count - self.capacity:
             return
         at = HEADER_SIZE + number % self.capacity * RECORD_SIZE

@@ -73,7 +73,7 @@ def _headline(finding: Finding) -> str:
                 ": the order is swapped" if finding.kind == "order" else ""
             )
         case "mismatch" | "order" | "peer":
-            return f"{guilty} contradict each other in {_call(first) if first else 'a collective'}; neither has a majority"
+            return f"{guilty} contradict each other in {awaited}; neither has a majority"
         case "wait_cycle" if others:
             return f"{guilty} and {ranks_text(others)} wait for each other: {awaited} can't complete"
         case "wait_cycle":

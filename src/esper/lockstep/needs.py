@@ -23,9 +23,9 @@ _ALL_NEED_ROOT = {"broadcast", "scatter"}
 def certain(wait: Wait, members: tuple[int, ...]) -> tuple[int, ...]:
     """The absent ranks without which this wait can't end, whatever the backend buffers.
 
-    A leaf of a broadcast may already have its data while another leaf is still absent, so only what the result depends
-    on counts: the root for a leaf, nobody for the root itself. With two members gloo makes both ends wait for each other
-    (measured with 4 floats), and a send waits for its receive.
+    A leaf of a broadcast may already have its data while another leaf is still absent, so only what the
+    result depends on counts: the root for a leaf, nobody for the root itself. With two members gloo makes
+    both ends wait for each other (measured with 4 floats), and a send waits for its receive.
     """
     entry = wait.entry
     if entry.op in _ALL_TO_ALL or entry.op in ("send", "recv") or len(members) == 2:

@@ -1,7 +1,8 @@
 """Which collective can never complete, and who is guilty: pure rules over what the ledgers say.
 
-Each rule yields findings; the earliest wins and precedence breaks ties. A finding is only made when it is *decided*: a
-contradiction whose guilty side is still open yields nothing, and withholds everything that may be its consequence.
+Each rule yields findings; the earliest wins and precedence breaks ties. A finding is only made when it is
+*decided*: a contradiction whose guilty side is still open yields nothing, and withholds everything that may
+be its consequence.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class Where:
 
 @dataclass(frozen=True)
 class Finding:
-    """One doomed collective: since when (CLOCK_MONOTONIC seconds) it is decidable, who waits and who is guilty."""
+    """One doomed collective: since when (CLOCK_MONOTONIC seconds) it is decidable, who waits and who is
+    guilty.
+    """
 
     kind: str
     since: float
@@ -64,7 +67,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a suspicion is only shown: seconds for a rank that runs or sleeps, and for one that is stopped."""
+    """How long a suspicion is only shown: seconds for a rank that runs or sleeps, and for one that is
+    stopped.
+    """
 
     running: float = 2.0
     stopped: float = 0.5
@@ -108,7 +113,9 @@ def _mismatches(
 
 
 def _cannot_come(view: View, waits: dict[int, list[Wait]], rank: int, parties: set[int]) -> bool:
-    """Whether an absent rank's vote can never come: it is gone, or it waits for one of the contradicting parties."""
+    """Whether an absent rank's vote can never come: it is gone, or it waits for one of the contradicting
+    parties.
+    """
     seen = view.ranks[rank]
     if seen.ended is not None or seen.over is not None:
         return True
@@ -128,7 +135,9 @@ def _mismatch(view: View, slot: Slot, sides: list[list[int]], since: float) -> F
         kind = "order"
     elif good and any(slot.entries[rank].times.flags & Flag.UNWINDING for rank in bad):
         kind = "raised"  # a clean-up collective in `finally`: the exception is the cause
-    return Finding(kind, since, slot.group, slot.sequence, waiting, {rank: _at(slot.entries[rank]) for rank in bad})
+    return Finding(
+        kind, since, slot.group, slot.sequence, waiting, {rank: _at(slot.entries[rank]) for rank in bad}
+    )
 
 
 def _swapped(view: View, slot: Slot, one: int, other: int) -> bool:
@@ -163,12 +172,16 @@ def _gone(view: View, waits: dict[int, list[Wait]], undecided: set[int]) -> list
                 if not waiting:
                     continue
                 since = max(at, min(entry.issued for entry in waiting))
-                findings[key] = Finding(kind, since, wait.entry.group, wait.entry.sequence, waiting, {rank: where})
+                findings[key] = Finding(
+                    kind, since, wait.entry.group, wait.entry.sequence, waiting, {rank: where}
+                )
     return _joined(list(findings.values()))
 
 
 def _outlasted(entry: Entry, at: float, view: View, rank: int) -> bool:
-    """Whether the wait went on until `rank` was gone: one that was given up before is the program's own affair."""
+    """Whether the wait went on until `rank` was gone: one that was given up before is the program's own
+    affair.
+    """
     ended = view.ranks[rank].ended
     # A death is noticed a little after the peers' connections broke.
     noticed_late = _NOTICED_WITHIN if ended is not None and ended.at == at else 0.0
@@ -199,7 +212,9 @@ def _joined(findings: list[Finding]) -> list[Finding]:
 def _terminal(
     view: View, waits: dict[int, list[Wait]], rank: int, group: str
 ) -> tuple[str, float, Where] | None:
-    """(kind, since, where) of a rank that can enter nothing in `group` any more; None while it can, or is a victim."""
+    """(kind, since, where) of a rank that can enter nothing in `group` any more; None while it can, or is a
+    victim.
+    """
     seen = view.ranks[rank]
     raised = seen.raised
     leaves = raised is not None and (seen.over is not None or raised.detail["leaves"])
@@ -211,20 +226,32 @@ def _terminal(
     if seen.ended is not None and seen.ended.code < 0:
         if seen.ended.code == _SIGABRT and waits.get(rank):
             return None  # gloo aborts a rank on a size that its peer got wrong
-        return "crashed", seen.ended.at, Where("killed", site=seen.last.site if seen.last else None,
-                                               detail=f"signal {-seen.ended.code}")
+        return (
+            "crashed",
+            seen.ended.at,
+            Where("killed", site=seen.last.site if seen.last else None, detail=f"signal {-seen.ended.code}"),
+        )
     if seen.exit is not None and (seen.ended is not None or seen.exit.detail["leaves"]):
-        return "exited", seen.exit.issued, Where("exited", site=seen.exit.site,
-                                                 detail=f"status {seen.exit.detail.get('code')}")
+        return (
+            "exited",
+            seen.exit.issued,
+            Where("exited", site=seen.exit.site, detail=f"status {seen.exit.detail.get('code')}"),
+        )
     if seen.ended is not None:
-        return "exited", seen.ended.at, Where("exited", site=seen.last.site if seen.last else None,
-                                              detail=f"status {seen.ended.code}")
+        return (
+            "exited",
+            seen.ended.at,
+            Where("exited", site=seen.last.site if seen.last else None, detail=f"status {seen.ended.code}"),
+        )
     if group in seen.destroyed:
         destroyed = seen.destroyed[group]
         return "missing", destroyed.issued, Where("running", "destroy_process_group", destroyed.site)
     if seen.over is not None:
-        return "missing", seen.over.issued, Where("exited", site=seen.last.site if seen.last else None,
-                                                  detail="its program is over")
+        return (
+            "missing",
+            seen.over.issued,
+            Where("exited", site=seen.last.site if seen.last else None, detail="its program is over"),
+        )
     return None
 
 
@@ -246,7 +273,9 @@ def _companions(waits: dict[int, list[Wait]], wait: Wait, guilty: int) -> tuple[
 
 
 def _all_threads_blocked(view: View, rank: int, blocked: list[Wait]) -> bool:
-    """Whether every Python thread of the rank is in a wait; a thread that only might issue something is no proof."""
+    """Whether every Python thread of the rank is in a wait; a thread that only might issue something is no
+    proof.
+    """
     threads = {wait.entry.thread for wait in blocked}
     # An op of the reducer is waited for from its issue, though the backward may still be computing.
     return view.live.threads(rank) <= len(threads) and all(

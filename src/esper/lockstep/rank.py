@@ -41,7 +41,7 @@ def main() -> None:
     except SystemExit as end:
         recorder.leaving_by(end)
         raise
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  recorded and printed, as the interpreter would
         recorder.raised(error)
         _print_without_our_frames(error)
         status = 1
@@ -56,7 +56,9 @@ def main() -> None:
 
 def _print_without_our_frames(error: BaseException) -> None:
     trace = error.__traceback__
-    while trace is not None and ("runpy" in trace.tb_frame.f_code.co_filename or trace.tb_frame.f_code.co_filename == __file__):
+    while trace is not None and (
+        "runpy" in trace.tb_frame.f_code.co_filename or trace.tb_frame.f_code.co_filename == __file__
+    ):
         trace = trace.tb_next
     traceback.print_exception(type(error), error, trace)
 

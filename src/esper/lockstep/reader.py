@@ -35,6 +35,8 @@ class LedgerReader:
         self.path, self.rank = ledger_path(run_dir, rank), rank
         self.lost = 0  # records that the ring overwrote before they were read
         self.pid = 0
+        self.world_size = 0
+        self._capacity = 0
         self._map: mmap.mmap | None = None
         self._table: int | None = None
         self._read = 0
@@ -42,7 +44,9 @@ class LedgerReader:
         self._partial = b""
 
     def open(self) -> bool:
-        """Whether the ledger is there; False until the rank has made it. Raises LedgerError for another format."""
+        """Whether the ledger is there; False until the rank has made it. Raises LedgerError for another
+        format.
+        """
         if self._map is not None:
             return True
         try:
@@ -56,7 +60,9 @@ class LedgerReader:
             return False
         magic, self._capacity, self.world_size, rank, self.pid = IDENTITY.unpack_from(view, 0)
         if magic != MAGIC or rank != self.rank or len(view) < HEADER_SIZE + RECORD_SIZE * self._capacity:
-            raise LedgerError(str(self.path), f"magic {magic!r}, rank {rank}: not a ledger of rank {self.rank}")
+            raise LedgerError(
+                str(self.path), f"magic {magic!r}, rank {rank}: not a ledger of rank {self.rank}"
+            )
         self._map = view
         return True
 
@@ -98,7 +104,10 @@ class LedgerReader:
 
     def threads(self) -> int:
         """How many Python threads the rank had when it last began to wait."""
-        return int(U32.unpack_from(self._map, THREADS_AT)[0]) if self.open() and self._map else 0
+        if not self.open() or self._map is None:
+            return 0
+        count: int = U32.unpack_from(self._map, THREADS_AT)[0]
+        return count
 
     def close(self) -> None:
         """Unmap the file."""
@@ -124,9 +133,22 @@ class LedgerReader:
         return self._strings[index] if index < len(self._strings) else None
 
     def _entry(self, number: int, fields: tuple[Any, ...]) -> Entry:
-        kind, group, sequence, op, reduce_op, dtype, shape, site, tag, detail, root, peer, elements, digest = fields[
-            :14
-        ]
+        (
+            kind,
+            group,
+            sequence,
+            op,
+            reduce_op,
+            dtype,
+            shape,
+            site,
+            tag,
+            detail,
+            root,
+            peer,
+            elements,
+            digest,
+        ) = fields[:14]
         shape_value, site_value = self._string(shape), self._string(site)
         detail_value = self._string(detail)
         return Entry(

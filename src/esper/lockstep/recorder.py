@@ -55,7 +55,7 @@ class Recorder:
         self.ledger.set_state(State.OVER)
 
     def raised(self, error: BaseException, *, leaves: bool = True) -> None:
-        """`error` was raised and, if it `leaves`, has left the program, whose end is then a matter of its threads.
+        """`error` was raised and, if it `leaves`, has left the program, which then ends with its threads.
 
         Whether it only passes on what a peer's end did to a collective is recorded with it.
         """
@@ -137,13 +137,17 @@ class Recorder:
         site: int,
         flags: int,
     ) -> int:
-        """Write a collective about to be issued in `group` and return its record's number. The caller holds its lock."""
+        """Write a collective about to be issued in `group` and return its record's number. The caller holds
+        its lock.
+        """
         ledger = self.ledger
         string = ledger.string
         tag = current.tag
         sequence = group.next
         group.next = sequence + 1
-        group.chain = (group.chain * _STEP + self.signature(op, reduce_op, dtype, elements, root, tag)) & _MASK
+        group.chain = (
+            group.chain * _STEP + self.signature(op, reduce_op, dtype, elements, root, tag)
+        ) & _MASK
         if flags & 1:  # Flag.WAITED; enum arithmetic costs a microsecond here
             ledger.set_threads(threading.active_count())
         return ledger.append(
@@ -168,7 +172,9 @@ class Recorder:
 
 
 def is_victim(error: BaseException) -> bool:
-    """Whether `error` was raised by a c10d call, or because of one that was: what a peer did, not this program."""
+    """Whether `error` was raised by a c10d call, or because of one that was: what a peer did, not this
+    program.
+    """
     seen: BaseException | None = error
     while seen is not None:
         if getattr(seen, VICTIM, False):

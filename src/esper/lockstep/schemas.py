@@ -1,4 +1,6 @@
-"""What the arguments of torch's `c10d::*` operators mean: where the group is, what must be equal, who is the peer."""
+"""What the arguments of torch's `c10d::*` operators mean: where the group is, what must be equal, who is the
+peer.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ _VARIADIC = {"scatter_": "output_tensors"}
 class OpSchema:
     """Positions in one operator's argument list; None where it has no such argument.
 
-    Trailing arguments that equal their default are not passed to a kernel, so every position needs a length check.
+    Trailing arguments that equal their default are not passed to a kernel, so every position needs a length
+    check.
     """
 
     operator: str

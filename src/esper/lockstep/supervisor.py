@@ -1,4 +1,6 @@
-"""Watches the ranks of one run from outside: reads their ledgers, proves, takes evidence. It ends nobody itself."""
+"""Watches the ranks of one run from outside: reads their ledgers, proves, takes evidence. It ends nobody
+itself.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class Supervisor:
         begun: str | None = None,
         internal: tuple[str, ...] = (),
     ) -> None:
-        """`begun`: only what ranks record after the BEGIN of that name counts (ranks that live on between tests)."""
+        """`begun`: only what ranks record after the BEGIN of that name counts (ranks that live on between
+        tests).
+        """
         self.run_dir, self.pids, self.patience = run_dir, list(pids), patience
         self._readers = list(readers or (LedgerReader(run_dir, rank) for rank in range(len(pids))))
         self._internal = internal
@@ -75,7 +79,9 @@ class Supervisor:
         return self.diagnosis
 
     def _confirmed(self, finding: Finding, final: bool) -> bool:
-        """Look once more: the ledgers were read one after the other, and the last may be older than the first."""
+        """Look once more: the ledgers were read one after the other, and the last may be older than the
+        first.
+        """
         if not self.read():
             return True
         again = prove(self.view, time.monotonic(), self.patience, final=final)
@@ -110,16 +116,17 @@ class Supervisor:
         return moved
 
     def _with_evidence(self, finding: Finding) -> Finding:
-        """Ask each guilty rank that lives and is in no collective for its current line, before anything is torn down."""
-        guilty: dict[int, Where | None] = {}
+        """Ask each guilty rank that lives and is in no collective for its current line, before anything is
+        torn down.
+        """
+        guilty: dict[int, Where | None] = dict(finding.guilty)
         for rank, where in finding.guilty.items():
             if where is None or (where.state == "running" and where.site is None):
                 name, site = current_line(
                     self.pids[rank], stack_path(self.run_dir, rank), self._internal, _ANSWER_WITHIN
                 )
                 last = self.view.ranks[rank].last
-                where = Where(name, site=site or (last.site if last else None))
-            guilty[rank] = where
+                guilty[rank] = Where(name, site=site or (last.site if last else None))
         return replace(finding, guilty=guilty)
 
     def report(self, verdict: str) -> Report:

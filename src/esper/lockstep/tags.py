@@ -21,7 +21,7 @@ _recording = False
 
 def set_recording(on: bool) -> None:
     """Whether tags are kept; off, `tag` returns one shared context manager and costs some 50 ns."""
-    global _recording
+    global _recording  # noqa: PLW0603  torch is patched for the whole process, and so is this
     _recording = on
 
 
@@ -44,8 +44,8 @@ class _Tag:
 def tag(name: str) -> AbstractContextManager[None]:
     """Name the collectives issued inside: `with tag("gate:r0c1"): dist.all_reduce(vote)`.
 
-    Two ranks in the same collective under different tags are a mismatch; that is what makes a swap of two calls of
-    equal shape visible. A collective without a tag matches any. Tags nest, the innermost counts, and each thread
-    has its own.
+    Two ranks in the same collective under different tags are a mismatch; that is what makes a swap of two
+    calls of equal shape visible. A collective without a tag matches any. Tags nest, the innermost counts,
+    and each thread has its own.
     """
     return _Tag(name) if _recording else _OFF

@@ -12,7 +12,9 @@ from esper.lockstep.matching import Matching, Wait
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that is gone: `code` as waitpid has it (negative: the signal), `at` in seconds of CLOCK_MONOTONIC."""
+    """A process that is gone: `code` as waitpid has it (negative: the signal), `at` in seconds of
+    CLOCK_MONOTONIC.
+    """
 
     code: int
     at: float

@@ -56,7 +56,7 @@ def _agreed(frame: Frame, run: Run, by_rank: Mapping[int, Sequence[Any]]) -> lis
             continue
         if any(report.failed for report in reports.values()):
             merged.append(_culprit_report(frame, run, reports, when))
-        elif len(ends := {rank: _end(report) for rank, report in reports.items()}) and len(set(ends.values())) > 1:
+        elif _disagree(ends := {rank: _end(report) for rank, report in reports.items()}):
             told = "; ".join(f"rank {rank} {end}" for rank, end in sorted(ends.items()))
             merged.append(_report(frame, when, "failed", f"the ranks disagree: {told}"))
         else:
@@ -68,6 +68,10 @@ def _agreed(frame: Frame, run: Run, by_rank: Mapping[int, Sequence[Any]]) -> lis
     if merged and merged[-1].when != "teardown":
         merged.append(_report(frame, "teardown", "passed"))
     return merged
+
+
+def _disagree(ends: Mapping[int, str]) -> bool:
+    return len(set(ends.values())) > 1
 
 
 def _is_extra(report: Any, when: str) -> bool:
@@ -122,15 +126,21 @@ def _one_line(failure: Failure) -> str:
 
 
 def _failed(frame: Frame, run: Run, by_rank: Mapping[int, Sequence[Any]], story: str) -> list[Any]:
-    """The item fails with `story`; where a rank failed for a reason of its own, its traceback comes with it."""
-    failures = {rank: outcome.failure for rank, outcome in run.outcomes.items() if outcome.failure is not None}
+    """The item fails with `story`; where a rank failed for a reason of its own, its traceback comes with
+    it.
+    """
+    failures = {
+        rank: outcome.failure for rank, outcome in run.outcomes.items() if outcome.failure is not None
+    }
     own = {rank: failure for rank, failure in failures.items() if not failure.victim}
     failed_setup = [rank for rank, failure in failures.items() if failure.phase == "setup"]
     when: Phase = "setup" if failed_setup and not own.keys() - set(failed_setup) else "call"
     report = None
     if own:
         culprit = first_failure(own)
-        report = next((one for one in by_rank[culprit] if type(one) is pytest.TestReport and one.failed), None)
+        report = next(
+            (one for one in by_rank[culprit] if type(one) is pytest.TestReport and one.failed), None
+        )
         if report is not None and report.when == when:
             _prefix(report, f"rank {culprit}: ")
             report.sections = [("lockstep", story)] if run.diagnosis else [("ranks", story)]
@@ -151,13 +161,17 @@ def _story(run: Run) -> str:
     for rank, code in sorted(run.exits.items()):
         if rank in guilty and run.diagnosis is not None and run.diagnosis.kind in ("crashed", "exited"):
             continue
-        lines.append(f"rank {rank} {'was ended by signal ' + str(-code) if code < 0 else f'exited with status {code}'}")
+        lines.append(
+            f"rank {rank} {'was ended by signal ' + str(-code) if code < 0 else f'exited with status {code}'}"
+        )
     if run.diagnosis is None:
         why = {"timeout": "at the test's time-out", "grace": "0.5 s after the first rank had failed"}.get(
             run.why_ended or "", ""
         )
         lines += [f"rank {rank} was {where} {why}".rstrip() for rank, where in sorted(run.unfinished.items())]
-    failures = {rank: outcome.failure for rank, outcome in run.outcomes.items() if outcome.failure is not None}
+    failures = {
+        rank: outcome.failure for rank, outcome in run.outcomes.items() if outcome.failure is not None
+    }
     lines += [f"rank {rank}: {_one_line(failure)}" for rank, failure in sorted(failures.items())]
     return "\n".join(lines)
 

@@ -128,14 +128,19 @@ class Session:
             raise HarnessError(_missing(item.nodeid, collected.items, collected.errors))
         if collected.threads > 1:
             raise HarnessError(
-                f"the test modules start {collected.threads - 1} thread(s) when they are imported, and a process with "
-                "threads can't be forked safely: start them in a fixture instead"
+                f"the test modules start {collected.threads - 1} thread(s) when they are imported, and "
+                "a process with threads can't be forked safely: start them in a fixture instead"
             )
         key = WorldKey.of(scenario)
         world = self._worlds.get(key)
         if world is None:
             world = self._worlds[key] = World(
-                self._zygote, key, self._base_dir(), self._base_temp(), self.settings.seed, self._environment(key)
+                self._zygote,
+                key,
+                self._base_dir(),
+                self._base_temp(),
+                self.settings.seed,
+                self._environment(key),
             )
         world.wait_up()
         return world
@@ -144,9 +149,9 @@ class Session:
         """What an env:// program finds where the group is left to the test: a store that already listens."""
         if key.init:
             return {}
-        import torch.distributed as dist
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-        store = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+        store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
         self._stores.append(store)
         return {
             "MASTER_ADDR": "127.0.0.1",
@@ -162,7 +167,9 @@ class Session:
     def _note(
         self, item: pytest.Item, scenario: Scenario, run: Run, verdict: Verdict | None, *, passed: bool
     ) -> None:
-        notes = tuple(dict.fromkeys(note for _, outcome in sorted(run.outcomes.items()) for note in outcome.notes))
+        notes = tuple(
+            dict.fromkeys(note for _, outcome in sorted(run.outcomes.items()) for note in outcome.notes)
+        )
         if verdict is None and not notes:
             return
         shown = verdict or Verdict(passed, "healthy" if passed else "failed", (), run.ended - run.started)
@@ -201,7 +208,9 @@ class Session:
 
 
 def _observed(run: Run) -> Observed:
-    failures = {rank: outcome.failure for rank, outcome in run.outcomes.items() if outcome.failure is not None}
+    failures = {
+        rank: outcome.failure for rank, outcome in run.outcomes.items() if outcome.failure is not None
+    }
     return Observed(run.diagnosis, run.decided_at, failures, run.fired, run.why_ended, run.started)
 
 
@@ -210,10 +219,12 @@ def _used_once(scenario: Scenario) -> bool:
 
 
 def _timeout(item: pytest.Item, scenario: Scenario) -> float:
-    """Ours is always the inner deadline: pytest-timeout's ends the session, or the test without a word on ranks."""
+    """Ours is always the inner deadline: pytest-timeout's ends the session, or the test without a word on
+    ranks.
+    """
     if not item.config.pluginmanager.hasplugin("timeout"):
         return scenario.timeout
-    import pytest_timeout
+    import pytest_timeout  # type: ignore[import-untyped]
 
     theirs = pytest_timeout._get_item_settings(item).timeout
     return min(scenario.timeout, 0.8 * theirs) if theirs else scenario.timeout

@@ -78,7 +78,13 @@ class World:
     """Ranks that live on from test to test until something spoils them."""
 
     def __init__(
-        self, zygote: ZygoteClient, key: WorldKey, base: Path, base_temp: Path, seed: int, environment: Mapping[str, str]
+        self,
+        zygote: ZygoteClient,
+        key: WorldKey,
+        base: Path,
+        base_temp: Path,
+        seed: int,
+        environment: Mapping[str, str],
     ) -> None:
         number = next(_numbers)
         self.key, self.zygote = key, zygote
@@ -116,8 +122,14 @@ class World:
                 message = receive(channel)
             except (Closed, TimeoutError) as error:
                 code = self.zygote.wait_exit(self.pids[rank], 1.0)
-                how = f"ended with {code}" if code is not None else f"is not in its group after {_UP_WITHIN:g} s"
-                raise HarnessError(f"rank {rank} of {self.key.world_size} {how}; its output is above") from error
+                how = (
+                    f"ended with {code}"
+                    if code is not None
+                    else f"is not in its group after {_UP_WITHIN:g} s"
+                )
+                raise HarnessError(
+                    f"rank {rank} of {self.key.world_size} {how}; its output is above"
+                ) from error
             channel.settimeout(None)
             assert isinstance(message, Up)
         self._up = True
@@ -144,7 +156,9 @@ class World:
                 with suppress(Closed):
                     send(channel, EndWorld())
             end = time.monotonic() + _SOFT_END
-            soft = all(self.zygote.wait_exit(pid, max(0.0, end - time.monotonic())) is not None for pid in self.pids)
+            soft = all(
+                self.zygote.wait_exit(pid, max(0.0, end - time.monotonic())) is not None for pid in self.pids
+            )
         if not soft:
             self._kill()
         for reader in self._readers:
@@ -154,7 +168,11 @@ class World:
         shutil.rmtree(self.run_dir, ignore_errors=True)
 
     def _kill(self) -> None:
-        for number, within in ((signal.SIGCONT, 0.0), (signal.SIGTERM, _TERM_TO_KILL), (signal.SIGKILL, _SOFT_END)):
+        for number, within in (
+            (signal.SIGCONT, 0.0),
+            (signal.SIGTERM, _TERM_TO_KILL),
+            (signal.SIGKILL, _SOFT_END),
+        ):
             end = time.monotonic() + within
             alive = [pid for pid in self.pids if self.zygote.exit_code(pid) is None]
             for pid in alive:
@@ -204,7 +222,12 @@ class _Test:
                     self._hear(key.data)
             self._bury()
             now = time.monotonic()
-            if self.scenario.lockstep != "off" and self.pending and self.supervisor.poll() is not None and enforced:
+            if (
+                self.scenario.lockstep != "off"
+                and self.pending
+                and self.supervisor.poll() is not None
+                and enforced
+            ):
                 self._act_within(_AFTER_VERDICT, "verdict")
             if now >= self.deadline:
                 result.why_ended = "timeout"
@@ -257,7 +280,9 @@ class _Test:
     def _conclude(self) -> None:
         result, supervisor = self.result, self.supervisor
         result.uneven = _uneven(result.outcomes)
-        troubled = result.uneven or result.exits or self.pending or any(o.failure for o in result.outcomes.values())
+        troubled = (
+            result.uneven or result.exits or self.pending or any(o.failure for o in result.outcomes.values())
+        )
         if troubled and self.scenario.lockstep != "off":
             supervisor.poll(final=not self.pending)
         supervisor.read()

@@ -82,10 +82,20 @@ class ZygoteClient:
             capture.suspend_global_capture(in_=True)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pytest_esper_ddp.rank.zygote", str(theirs.fileno()), str(os.getpid())],
+                [
+                    sys.executable,
+                    "-m",
+                    "pytest_esper_ddp.rank.zygote",
+                    str(theirs.fileno()),
+                    str(os.getpid()),
+                ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+                env={
+                    **os.environ,
+                    "OMP_NUM_THREADS": "1",
+                    "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+                },
             )
         finally:
             if capture is not None:
@@ -118,7 +128,8 @@ class ZygoteClient:
         except OSError as error:
             raise HarnessError(self._obituary()) from error
         self._send(request)
-        return self._wait_for(Forked, _START_WITHIN).pids
+        forked: Forked = self._wait_for(Forked, _START_WITHIN)
+        return forked.pids
 
     def pump(self) -> None:
         """Take the messages that are there."""

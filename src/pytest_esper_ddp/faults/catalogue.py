@@ -1,4 +1,6 @@
-"""Every kind of fault: which coordinates and arguments it has. Pure; how it is applied stands in its family's file."""
+"""Every kind of fault: which coordinates and arguments it has. Pure; how it is applied stands in its
+family's file.
+"""
 
 from __future__ import annotations
 

@@ -31,7 +31,9 @@ class _Armed:
     def due(self, call: Call) -> bool:
         """Count `call` if it matches; whether it is the one."""
         fault = self.fault
-        if (fault.op is not None and fault.op != call.op) or (fault.tag is not None and fault.tag != call.tag):
+        if (fault.op is not None and fault.op != call.op) or (
+            fault.tag is not None and fault.tag != call.tag
+        ):
             return False
         self.seen += 1
         return self.seen == (fault.nth or 1)

@@ -38,7 +38,9 @@ class Snapshot:
         """Put back what can be; returns what can't: the world is then replaced."""
         if os.environ._data != self._raw_environment:  # type: ignore[attr-defined]
             os.environ.clear()
-            os.environ.update({os.fsdecode(key): os.fsdecode(value) for key, value in self._raw_environment.items()})
+            os.environ.update(
+                {os.fsdecode(key): os.fsdecode(value) for key, value in self._raw_environment.items()}
+            )
         try:
             moved = os.getcwd() != self._directory
         except OSError:  # the directory it is in was removed

@@ -6,16 +6,15 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed import FileStore  # type: ignore[attr-defined]
 
-from esper.lockstep.entry import Kind
 from esper.lockstep.errors import DivergenceError
 from esper.lockstep.evidence import answer_stack_requests
 from esper.lockstep.frames import INTERNAL
@@ -29,7 +28,8 @@ from pytest_esper_ddp.rank.state import Snapshot
 from pytest_esper_ddp.wire.channel import Closed, receive, send
 from pytest_esper_ddp.wire.messages import EndWorld, Failure, ForkWorld, Outcome, RunTest, Up
 
-# What a program would have without us: gloo's own default. Tests are ended by their time-out, not by the group's.
+# What a program would have without us: gloo's own default. Tests are ended by their time-out, not by the
+# group's.
 _GROUP_TIMEOUT = timedelta(minutes=30)
 _LEDGER_RECORDS = 1 << 12
 
@@ -136,9 +136,9 @@ class Observer:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
-    ) -> Iterator[None] | Any:
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         at = time.monotonic()
-        report: pytest.TestReport = yield
+        report = yield
         if report.failed and call.excinfo is not None and self.failure is None:
             self.recorder.raised(call.excinfo.value, leaves=False)  # teardown is still to come
             self.failure = failure_of(call.excinfo.value, report.when, at)
@@ -187,7 +187,7 @@ def _join(world: ForkWorld, rank: int) -> None:
         torch.cuda.set_device(device)
     dist.init_process_group(
         world.backend,
-        store=dist.FileStore(str(world.run_dir / "store"), world.world_size),
+        store=FileStore(str(world.run_dir / "store"), world.world_size),
         rank=rank,
         world_size=world.world_size,
         timeout=_GROUP_TIMEOUT,
@@ -217,4 +217,3 @@ def _plumbing() -> tuple[str, ...]:
         for module in (pytest, __import__("_pytest"), __import__("pluggy"), handle)
         if module.__file__ is not None
     )
-

@@ -1,7 +1,7 @@
 """The process that ranks are forked from: torch and the test modules loaded, one thread, no CUDA, no store.
 
-Started as `python -m pytest_esper_ddp.rank.zygote SOCKET PARENT`. It is a pytest session of its own whose run loop
-waits for worlds to fork instead of running tests.
+Started as `python -m pytest_esper_ddp.rank.zygote SOCKET PARENT`. It is a pytest session of its own whose
+run loop waits for worlds to fork instead of running tests.
 """
 
 from __future__ import annotations
@@ -183,7 +183,6 @@ def main() -> None:
         import torch.distributed
 
         torch.set_num_threads(1)
-        import esper.lockstep.intercept
         import pytest_esper_ddp.rank.worker  # noqa: F401
 
         for request in _messages(channel):

@@ -12,7 +12,9 @@ _HEADS = ("scenario", "fault", "outcome", "guilty", "seconds")
 
 
 def write_table(reporter: pytest.TerminalReporter, rows: Sequence[Row]) -> None:
-    """Scenario, fault, outcome, guilty rank, seconds from the fault to the diagnosis; a test's notes below its row."""
+    """Scenario, fault, outcome, guilty rank, seconds from the fault to the diagnosis; a test's notes below
+    its row.
+    """
     reporter.section("tests on ranks", sep="-", bold=True)
     cells = [_cells(row) for row in rows]
     widths = [max(len(line[column]) for line in (_HEADS, *cells)) for column in range(len(_HEADS))]
