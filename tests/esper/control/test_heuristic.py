@@ -192,10 +192,11 @@ def test_penalties_add_up_and_halve_each_epoch() -> None:
 
 
 def test_a_skipped_blueprint_gives_its_turn_to_the_next() -> None:
-    controller = HeuristicController(HeuristicConfig(penalty_decay=1.0))
+    controller = HeuristicController(HeuristicConfig(blueprints=("norm", "b", "c"), penalty_decay=1.0))
     prune_norm(controller)
     prune_norm(controller)
-    assert [decide(controller, EMPTY)[0] for _ in range(2)] == [Germinate("r0c0", "conv_light")] * 2
+    chosen = [decide(controller, EMPTY)[0] for _ in range(3)]
+    assert chosen == [Germinate("r0c0", name) for name in ("b", "c", "b")]
 
 
 def test_the_state_goes_through_json_and_leads_to_the_same_decisions() -> None:
