@@ -30,9 +30,9 @@ CATALOGUE: dict[str, FaultSpec] = {
     # collective: what becomes of the call itself
     "skip": FaultSpec("collective", _CALL),
     # data
-    "uneven_loader": FaultSpec("data", ("epoch",)),
+    "uneven_loader": FaultSpec("data", ("epoch", "target")),
     # lifecycle of a growing network
     "skip_gate": FaultSpec("lifecycle", ("epoch", "slot")),
     "skip_agreement": FaultSpec("lifecycle", ("epoch",)),
-    "germinate_alone": FaultSpec("lifecycle", ("epoch", "slot"), ("blueprint",)),
+    "germinate_alone": FaultSpec("lifecycle", ("epoch", "slot"), ("blueprint", "decided")),
 }
