@@ -4,19 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    import torch
 
 
 class DDP:
     """This rank's place in the world of the running test."""
 
-    def __init__(self, rank: int, world_size: int, shared_path: Path) -> None:
+    def __init__(self, rank: int, world_size: int, backend: str, shared_path: Path) -> None:
         self.rank = rank
+        self._backend = backend
         self.world_size = world_size
         self.shared_path = shared_path
         self.notes: list[str] = []
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank's tensors belong: its GPU with nccl, the processor otherwise."""
+        import torch
+
+        return torch.device("cuda", self.rank) if self._backend == "nccl" else torch.device("cpu")
+
+    def __repr__(self) -> str:
+        return f"<rank {self.rank} of {self.world_size}>"
 
     def note(self, text: str) -> None:
         """Have `text` printed below this test's row in the summary; equal notes of several ranks once."""

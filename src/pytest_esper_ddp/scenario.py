@@ -28,9 +28,11 @@ class Fault:
     def __str__(self) -> str:
         places = [
             f"{name} {value}"
-            for name in ("op", "nth", "tag", "epoch", "step", "slot", "target")
+            for name in ("op", "nth", "tag", "epoch", "step", "slot")
             if (value := getattr(self, name)) is not None
         ]
+        if self.target is not None:
+            places.append(self.target.rpartition(":")[2])
         return f"{self.kind} on rank {self.rank}" + (f" ({', '.join(places)})" if places else "")
 
 

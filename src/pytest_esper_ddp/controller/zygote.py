@@ -26,6 +26,7 @@ _MENTIONS_DDP = re.compile(rb"\bddp\b")
 _NEEDS_DYNAMO = re.compile(rb"\boptim\b|\bcompile\b|\besper\b")
 _START_WITHIN = 60.0
 _END_WITHIN = 2.0
+_ALREADY_IMPORTED = "ignore::pytest.PytestAssertRewriteWarning"
 # Options that shape the session's output or choose among items: the zygote collects all and prints nothing.
 _RESET: dict[str, Any] = {
     "numprocesses": None,
@@ -74,6 +75,7 @@ class ZygoteClient:
         self._config = config
         self._exits: dict[int, int] = {}
         self._preloaded = False
+        self._broken: str | None = None  # what it said last
         self.collected: Collected | None = None
         ours, theirs = socket.socketpair()
         self.channel = ours
@@ -112,6 +114,8 @@ class ZygoteClient:
         """Tell it to collect the files of these items; it answers when it is ready to fork."""
         options = {key: value for key, value in vars(self._config.option).items() if _pickles(value)}
         options.update({key: value for key, value in _RESET.items() if key in options})
+        # Our own modules were imported before its pytest could rewrite them, and warnings may be errors.
+        options["pythonwarnings"] = [*(options.get("pythonwarnings") or ()), _ALREADY_IMPORTED]
         files = tuple(dict.fromkeys(str(item.path) for item in items))
         self._send(Collect(options, files, str(self._config.invocation_params.dir)))
 
@@ -174,7 +178,8 @@ class ZygoteClient:
             case Exited(pid, code):
                 self._exits[pid] = code
             case Broken(reason):
-                raise HarnessError(f"the process that ranks are forked from can't go on:\n{reason}")
+                self._broken = f"the process that ranks are forked from can't go on:\n{reason}"
+                raise HarnessError(self._broken)
         return message
 
     def _wait_for(self, kind: type[Any], within: float) -> Any:
@@ -187,6 +192,8 @@ class ZygoteClient:
         raise HarnessError(f"the process that ranks are forked from did not answer within {within:g} s")
 
     def _obituary(self) -> str:
+        if self._broken is not None:
+            return self._broken
         try:
             code = self._process.wait(_END_WITHIN)
         except subprocess.TimeoutExpired:

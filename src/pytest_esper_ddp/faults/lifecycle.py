@@ -1,4 +1,4 @@
-"""Faults of a growing network. The only module here that knows esper, and it imports it when a fault is armed."""
+"""Faults of a growing network. The only module here that knows esper; it imports it when a fault is armed."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _skip_agreement(once: _Once) -> list[_Patch]:
 
 
 def _germinate_alone(once: _Once) -> list[_Patch]:
-    """One rank germinates by itself: before the agreement, or with `decided=True` by a decision of its own."""
+    """One rank germinates by itself: before the agreement, or, `decided`, by a decision of its own."""
     from esper.control.actions import Decision, Germinate
     from esper.training import Trainer
 

@@ -93,7 +93,7 @@ class Worker:
     def _test(self, order: RunTest, snapshot: Snapshot) -> Outcome:
         item = self.items[order.nodeid]
         observer = Observer(self.recorder)
-        current = handle.DDP(self.rank, self.world.world_size, order.shared_path)
+        current = handle.DDP(self.rank, self.world.world_size, self.world.backend, order.shared_path)
         item.stash[handle.CURRENT] = current
         manager = self.session.config.pluginmanager
         manager.register(observer)

@@ -22,7 +22,8 @@ def write_table(reporter: pytest.TerminalReporter, rows: Sequence[Row]) -> None:
     for row, line in zip(rows, cells, strict=True):
         reporter.write_line(_line(line, widths), green=row.passed, red=not row.passed)
         for note in row.notes:
-            reporter.write_line(f"  {note}")
+            for text in note.splitlines():
+                reporter.write_line(f"  {text}")
 
 
 def _cells(row: Row) -> tuple[str, ...]:

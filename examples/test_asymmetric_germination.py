@@ -1,0 +1,34 @@
+"""One rank germinates a seed that the others do not."""
+
+from __future__ import annotations
+
+import pytest
+
+from esper.errors import LifecycleDivergence
+from esper.lifecycle import Stage
+from examples.growing import HOST_ALONE, trainer
+from pytest_esper_ddp.handle import DDP
+
+
+@pytest.mark.ddp
+@pytest.mark.ddp_fault("germinate_alone", rank=2, epoch=2, slot="r0c1")
+@pytest.mark.ddp_expect("lifecycle", guilty=[2], field="stage of r0c1", raises=LifecycleDivergence)
+def test_asymmetric_germination(ddp: DDP) -> None:
+    with trainer(ddp, HOST_ALONE) as run:
+        try:
+            run.run()
+        except LifecycleDivergence:
+            # In the same epoch, and nothing was applied anywhere else.
+            assert len(run.history.epochs) == 1
+            stages = [record.stage for record in run.model.records()]
+            assert stages == [Stage.DORMANT, Stage.GERMINATED if ddp.rank == 2 else Stage.DORMANT]
+            raise
+
+
+@pytest.mark.ddp
+@pytest.mark.ddp_fault("germinate_alone", rank=2, epoch=2, slot="r0c1", decided=True)
+@pytest.mark.ddp_expect("wait_cycle", guilty=[2], within=1.0)
+def test_asymmetric_decision(ddp: DDP) -> None:
+    # It waits for the others to confirm the germination, they are already in the next epoch's first backward pass.
+    with trainer(ddp, HOST_ALONE) as run:
+        run.run()
