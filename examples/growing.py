@@ -55,7 +55,12 @@ EAGER: dict[str, Any] = {
         "stable_fall": 1.0,
         "stable_rise": 1.0,
     },
-    "gates": {**GROWING["gates"], "min_improvement": -200.0, "min_training_epochs": 1, "min_blending_epochs": 1},
+    "gates": {
+        **GROWING["gates"],
+        "min_improvement": -200.0,
+        "min_training_epochs": 1,
+        "min_blending_epochs": 1,
+    },
 }
 
 

@@ -29,6 +29,7 @@ def test_asymmetric_germination(ddp: DDP) -> None:
 @pytest.mark.ddp_fault("germinate_alone", rank=2, epoch=2, slot="r0c1", decided=True)
 @pytest.mark.ddp_expect("wait_cycle", guilty=[2], within=1.0)
 def test_asymmetric_decision(ddp: DDP) -> None:
-    # It waits for the others to confirm the germination, they are already in the next epoch's first backward pass.
+    # It waits for the others to confirm the germination, they are already in the next epoch's first backward
+    # pass.
     with trainer(ddp, HOST_ALONE) as run:
         run.run()

@@ -1,7 +1,7 @@
 """A network that grows under data parallelism, when nothing goes wrong.
 
-On a plateau a seed is germinated; it trains behind the host, passes its gates, is blended in, held and kept. At the
-end everything that must be the same on all ranks is, bit for bit.
+On a plateau a seed is germinated; it trains behind the host, passes its gates, is blended in, held and kept.
+At the end everything that must be the same on all ranks is, bit for bit.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def test_a_seed_is_grown_and_kept(ddp: DDP) -> None:
 
 def stages_of(history: History, slot_id: str) -> list[Stage]:
     """The stages that a slot's seed went through, each once."""
-    every = [record.stage for epoch in history.epochs for record in epoch.records if record.slot_id == slot_id]
+    every = [
+        record.stage for epoch in history.epochs for record in epoch.records if record.slot_id == slot_id
+    ]
     every += [record.stage for record in history.final if record.slot_id == slot_id]
     return [stage for stage in dict.fromkeys(every) if stage is not Stage.DORMANT]
 

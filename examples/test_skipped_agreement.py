@@ -17,7 +17,8 @@ from pytest_esper_ddp.handle import DDP
 @pytest.mark.ddp_fault("skip_agreement", rank=2, epoch=3)
 @pytest.mark.ddp_expect("mismatch", guilty=[2], op="all_gather", tag="agreement", within=1.0)
 def test_skipped_agreement(ddp: DDP) -> None:
-    # It decides alone, and so is in the exchange that precedes a change of the model: the same operation, of the same
+    # It decides alone, and so is in the exchange that precedes a change of the model: the same operation, of
+    # the same
     # size, in the same group. Only the tag tells them apart.
     with trainer(ddp, EAGER) as run:
         run.run()

@@ -1,8 +1,8 @@
 """One rank does not ask a gate.
 
-The earlier system asked each gate with an all_reduce of its own: a rank that skipped it left the others hanging, or
-paired their vote with its next gradient. Here gates are asked locally, on agreed numbers, and what each rank found is
-compared before anything is applied.
+The earlier system asked each gate with an all_reduce of its own: a rank that skipped it left the others
+hanging, or paired their vote with its next gradient. Here gates are asked locally, on agreed numbers, and
+what each rank found is compared before anything is applied.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One rank's loader yields a batch less than it announced.
 
-That rank goes on to the epoch's end while the others wait in the backward pass for its gradients: each waits for the
-other, in different groups, for ever.
+That rank goes on to the epoch's end while the others wait in the backward pass for its gradients: each waits
+for the other, in different groups, for ever.
 """
 
 from __future__ import annotations

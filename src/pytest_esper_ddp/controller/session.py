@@ -73,7 +73,7 @@ class Session:
         for item in reversed(mine):
             try:
                 key = WorldKey.of(scenario_of(item, self.settings))
-            except MarkerError:
+            except (MarkerError, HarnessError):
                 continue  # said when the item runs, and the other items run
             self._keys[item.nodeid] = key
             self._next[item.nodeid] = following.get(key)

@@ -20,6 +20,7 @@ from esper.lockstep.frames import INTERNAL
 from esper.lockstep.proof import Patience
 from esper.lockstep.reader import LedgerReader
 from esper.lockstep.supervisor import Supervisor
+from pytest_esper_ddp.controller.devices import backend_for, gpu_count
 from pytest_esper_ddp.controller.zygote import ZygoteClient
 from pytest_esper_ddp.errors import HarnessError
 from pytest_esper_ddp.scenario import Scenario
@@ -48,7 +49,9 @@ class WorldKey:
 
     @classmethod
     def of(cls, scenario: Scenario) -> WorldKey:
-        return cls(scenario.world_size, scenario.backend, scenario.init, scenario.lockstep != "off")
+        """Raises HarnessError when this machine has no such backend for that many ranks."""
+        backend = backend_for(scenario.backend, scenario.world_size, gpu_count())
+        return cls(scenario.world_size, backend, scenario.init, scenario.lockstep != "off")
 
 
 @dataclass
