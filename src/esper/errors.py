@@ -220,17 +220,17 @@ class TooManySlots(EsperError):
         return f"{self.count} slots or actions do not fit into one exchange: at most {self.room} are accepted"
 
 
-class SeedBuildFailed(EsperError):
-    """A seed could not be built on any rank, so no rank has it; `reason` is the building's own error."""
+class GrowthFailed(EsperError):
+    """No rank could prepare an action (germinate, advance, prune), so no rank did it; `reason` is the error."""
 
-    def __init__(self, slot_id: str, blueprint: str, reason: str) -> None:
-        super().__init__(slot_id, blueprint, reason)
+    def __init__(self, slot_id: str, action: str, reason: str) -> None:
+        super().__init__(slot_id, action, reason)
         self.slot_id = slot_id
-        self.blueprint = blueprint
+        self.action = action
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"no rank could build a {self.blueprint!r} seed for slot {self.slot_id!r}: {self.reason}"
+        return f"no rank could {self.action} in slot {self.slot_id!r}: {self.reason}"
 
 
 class DataError(EsperError):

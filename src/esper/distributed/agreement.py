@@ -26,7 +26,7 @@ from esper.distributed.rows import (
     kind_of,
     version_of,
 )
-from esper.errors import ConfigError, SeedBuildFailed
+from esper.errors import ConfigError, GrowthFailed
 from esper.lifecycle.metrics import MetricSums, SlotMeasurement, mean_measurement
 from esper.lockstep import tag
 
@@ -124,14 +124,14 @@ class Agreement:
         """Collective: every rank, same order. Returns when all ranks are about to commit the same.
 
         Raises LifecycleDivergence when they differ (in the decision, a gate's verdict, a seed, or a building
-        that failed on some), SeedBuildFailed when a seed could be built on none, AgreementDeadline when a
+        that failed on some), GrowthFailed when no rank could prepare an action, AgreementDeadline when a
         rank is late.
         """
         where = f"the growth of epoch {growth.epoch}"
         compare(self._gather(growth, "growth", where), where)
         for step in growth.steps:
             if step.error:
-                raise SeedBuildFailed(step.slot_id, step.blueprint, step.error)
+                raise GrowthFailed(step.slot_id, step.action, step.error)
 
     def mean_(self, values: Tensor, purpose: str) -> None:
         """Collective: every rank, same order. Replaces `values` (N,) by their mean over ranks; `purpose` is

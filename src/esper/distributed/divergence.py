@@ -40,7 +40,9 @@ def require_same(rows: Mapping[str, Sequence[tuple[int, str]]], where: str) -> N
         if len({text for _, text in values}) > 1
     )
     if differing:
-        raise LifecycleDivergence(_message(differing, where), guilty=minority(differing[0]), fields=differing)
+        raise LifecycleDivergence(
+            _message(differing, where), guilty=divergent_ranks(differing[0]), fields=differing
+        )
 
 
 def compare(records: Mapping[int, Record], where: str) -> None:
@@ -57,7 +59,7 @@ def compare(records: Mapping[int, Record], where: str) -> None:
     require_same(rows, where)
 
 
-def minority(difference: FieldDifference) -> tuple[int, ...]:
+def divergent_ranks(difference: FieldDifference) -> tuple[int, ...]:
     """The ranks outside of the largest group of equal values; all ranks where no group is the largest."""
     groups = _groups(difference)
     sizes = sorted((len(ranks) for ranks in groups.values()), reverse=True)
@@ -131,7 +133,7 @@ def _describe_growth(record: GrowthRecord) -> dict[str, str]:
         if step.gate_passed is not None:
             texts[f"gate of {step.slot_id}"] = "passed" if step.gate_passed else "refused"
     for step in record.steps:
-        if step.action == "germinate":
-            texts[f"building {step.blueprint} for {step.slot_id}"] = step.error or "built"
-            texts[f"fingerprint of the seed for {step.slot_id}"] = f"{step.fingerprint:x}"
+        name = " ".join(filter(None, (step.action, step.slot_id, step.blueprint)))
+        texts[name] = step.error or "ready"
+        texts[f"fingerprint of the seed for {step.slot_id}"] = f"{step.fingerprint:x}"
     return texts

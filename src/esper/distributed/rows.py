@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from esper.distributed.digest import stable_digest
 from esper.errors import TooManySlots
 from esper.lifecycle.metrics import MetricSums, SlotMeasurement
 from esper.lifecycle.record import SlotRecord
@@ -107,8 +108,7 @@ def kind_of(words: Sequence[int]) -> RowKind:
 
 def order_digest(slot_ids: Sequence[str]) -> int:
     """63-bit digest of slot ids in forward order, the same in every process."""
-    text = "\0".join(slot_ids).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+    return stable_digest(list(slot_ids))
 
 
 def squeeze(name: str, room: int = NAME_BYTES) -> str:

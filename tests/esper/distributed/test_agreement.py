@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from esper.distributed import Agreed, Agreement, AgreementConfig, GrowthRecord, GrowthStep
-from esper.errors import AgreementDeadline, LifecycleDivergence, SeedBuildFailed
+from esper.errors import AgreementDeadline, GrowthFailed, LifecycleDivergence
 from esper.lifecycle.metrics import MetricSums, SlotMeasurement
 from esper.lifecycle.stage import Stage
 from tests.esper.distributed.records import agreement_record, in_stage
@@ -176,11 +176,11 @@ def test_a_seed_that_could_not_be_built_stops_the_growth(everywhere: bool) -> No
     assert len({str(outcome.error) for outcome in outcomes}) == 1
     error = outcomes[0].error
     if everywhere:
-        assert isinstance(error, SeedBuildFailed)
+        assert isinstance(error, GrowthFailed)
     else:
         assert isinstance(error, LifecycleDivergence)
         assert error.guilty == (1,)
-        assert "building norm for r0c0: built on ranks 0, 2; MemoryError: no room on rank 1" in str(error)
+        assert "germinate r0c0 norm: ready on ranks 0, 2; MemoryError: no room on rank 1" in str(error)
 
 
 def test_ranks_in_different_exchanges_say_so() -> None:

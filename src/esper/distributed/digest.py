@@ -1,0 +1,12 @@
+"""Digests that are the same in every process; Python's own `hash` of a str is not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+
+def stable_digest(*parts: object, bits: int = 63) -> int:
+    """Digest of JSON-serialisable parts, at most 64 bits; 63 fit into an int64 and a generator's seed."""
+    text = json.dumps(parts, sort_keys=True)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> (64 - bits)

@@ -1,0 +1,30 @@
+"""BatchNorm's running statistics, which each rank gathers from its own batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def average_statistics(model: nn.Module, mean_: Callable[[Tensor], None]) -> None:
+    """Replace all running means and variances by what `mean_` makes of them, in place, in one flat tensor.
+
+    Nothing is called for a model without such statistics.
+    """
+    statistics = [
+        tensor
+        for module in model.modules()
+        if isinstance(module, _BatchNorm)
+        for tensor in (module.running_mean, module.running_var)
+        if tensor is not None
+    ]
+    if not statistics:
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in statistics])
+    mean_(flat)
+    sizes = [tensor.numel() for tensor in statistics]
+    for tensor, values in zip(statistics, torch.split(flat, sizes), strict=True):
+        tensor.copy_(values.view_as(tensor))

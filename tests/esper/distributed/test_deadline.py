@@ -1,0 +1,98 @@
+"""When an exchange speaks to the job's store, and what a store that doesn't answer costs."""
+
+from __future__ import annotations
+
+import time
+from threading import Event
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+from esper.distributed.board import Board
+from esper.distributed.deadline import Deadline, Report
+from tests.esper.ranks import run_ranks
+
+
+class CountingStore(HashStore):
+    """Counts what is asked of it."""
+
+    asked = 0
+
+    def compare_set(self, key: str, expected_value: str, desired_value: str) -> bytes:
+        self.asked += 1
+        return super().compare_set(key, expected_value, desired_value)
+
+    def check(self, keys: list[str]) -> bool:
+        self.asked += 1
+        return super().check(keys)
+
+
+def test_only_an_exchange_late_enough_to_be_called_off_asks_the_store() -> None:
+    def body(rank: int) -> tuple[int, int]:
+        diagnostic = dist.new_group()
+        assert isinstance(diagnostic, dist.ProcessGroup)
+        store = CountingStore()
+        deadline = Deadline((0, 1), rank, diagnostic, Board(store), seconds=2.0)
+
+        def exchange() -> int:
+            work = dist.all_reduce(torch.ones(1), async_op=True)
+            assert work is not None
+            deadline.wait(work, "the test")
+            return store.asked
+
+        for _ in range(5):
+            prompt = exchange()
+        time.sleep(0.3 * rank)
+        prompt = exchange()
+        time.sleep(1.1)  # more than half the deadline
+        return prompt, exchange()
+
+    for outcome in run_ranks(body, 2):
+        assert outcome.error is None
+        prompt, slow = outcome.value
+        assert prompt == 0
+        assert slow >= 1
+
+
+def test_a_store_that_does_not_answer_is_given_up_once() -> None:
+    release = Event()
+
+    class Stuck(HashStore):
+        def check(self, keys: list[str]) -> bool:
+            release.wait(5.0)
+            return False
+
+    board = Board(Stuck(), patience=0.05)
+    begun = time.monotonic()
+    assert board.read("key") is None
+    assert board.settle("key", "value") is None
+    assert board.silent
+    assert time.monotonic() - begun < 0.5
+    release.set()
+
+
+def test_the_first_writer_of_a_key_settles_it() -> None:
+    store = HashStore()
+    assert Board(store).read("key") is None
+    assert Board(store).settle("key", "first") == "first"
+    assert Board(store).settle("key", "second") == "first"
+    assert Board(store).read("key") == "first"
+
+
+def test_the_report_says_who_did_not_come() -> None:
+    report = Report("the agreement of epoch 7", 60.0, 4, (2,), (), "[Rank 0]: Ranks 2 failed")
+    assert str(report.error()) == (
+        "the agreement of epoch 7 was called off after 60 s: rank 2 of 4 did not come\n"
+        "monitored_barrier: [Rank 0]: Ranks 2 failed"
+    )
+    assert report.error().guilty == (2,)
+    late = Report("the agreement of epoch 7", 60.0, 4, (), (3,), "")
+    assert str(late.error()).endswith("rank 3 of 4 came only after that")
+    assert late.error().guilty == (3,)
+    both = Report("the agreement of epoch 7", 60.0, 4, (2,), (3,), "")
+    assert str(both.error()).endswith("rank 2 of 4 did not come\nrank 3 came after that")
+    assert both.error().guilty == (2,)
+    stuck = Report("the agreement of epoch 7", 60.0, 4, (), (), "")
+    assert str(stuck.error()).endswith("every rank came, but the exchange did not complete")
+    assert stuck.error().guilty == ()
