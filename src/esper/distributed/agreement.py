@@ -149,7 +149,13 @@ class Agreement:
         values.copy_(shared.div_(self.world_size))
 
     def close(self) -> None:
-        """Destroy the groups. Not a collective."""
+        """Destroy the groups. Not a collective.
+
+        After an exchange was called off they are left to the end of the process: gloo's destructor waits for
+        the operation that is still under way, which would hold the error up for another second.
+        """
+        if self._control is not None and self._deadline.called_off:
+            self._groups.clear()
         while self._groups:
             dist.destroy_process_group(self._groups.pop())
         self._control = None

@@ -88,6 +88,7 @@ class Deadline:
         self._seconds, self._clock = seconds, clock
         self._entered = clock()
         self._round = 0
+        self.called_off = False  # this rank has given up on an operation, which is still under way
 
     def wait(self, work: dist.Work, where: str) -> None:
         """Collective: every rank, same order. Returns when `work` is done.
@@ -140,6 +141,7 @@ class Deadline:
         return self._board.read(self._key("verdict")) == _CALLED_OFF
 
     def _give_up(self, where: str, late: bool) -> NoReturn:
+        self.called_off = True
         self._board.settle(self._key(f"here/{self._rank}"), "late" if late else "waiting")
         report = self._board.read(self._key("report"))
         if report is None:
