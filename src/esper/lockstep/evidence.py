@@ -34,13 +34,18 @@ def answer_stack_requests(run_dir: Path, rank: int) -> IO[bytes]:
     return file
 
 
-def current_line(pid: int, path: Path, internal: tuple[str, ...], within: float) -> tuple[str, Site | None]:
+def current_line(
+    pid: int, path: Path, internal: tuple[str, ...], within: float, *, wake: bool = True
+) -> tuple[str, Site | None]:
     """(state, innermost line that is the user's) of a living rank; waits `within` seconds at most.
 
-    A stopped rank is continued for a moment, with the signal already queued.
+    A stopped rank is continued to answer, with the signal already queued; without `wake` it stays stopped and
+    has no line.
     """
     letter = state(pid)
     name = {"T": "stopped", "t": "stopped", "R": "running"}.get(letter, "sleeping")
+    if letter in "Tt" and not wake:
+        return name, None
     try:
         before = path.stat().st_size
         os.kill(pid, STACK_SIGNAL)

@@ -140,7 +140,8 @@ class Interception:
             if self.interposer is not None and self.interposer.before(
                 Call(op, group.key, tags.current.tag, None if at_data is None else args[at_data])
             ):
-                return _completed(args[0] if schema.tensors_returned else None)
+                # A blocking operator returns nothing, neither tensors nor a work.
+                return None if schema.blocking else _completed(args[0] if schema.tensors_returned else None)
             record_in = groups.channel(group) if schema.point_to_point else group
             with record_in.lock:
                 number = recorder.collective(

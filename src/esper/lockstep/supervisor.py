@@ -37,13 +37,15 @@ class Supervisor:
         readers: Sequence[LedgerReader] | None = None,
         begun: str | None = None,
         internal: tuple[str, ...] = (),
+        wake: bool = True,
     ) -> None:
         """`begun`: only what ranks record after the BEGIN of that name counts (ranks that live on between
-        tests).
+        tests). `wake`: a stopped rank may be continued for its stack, since the run ends at a diagnosis.
         """
         self.run_dir, self.pids, self.patience = run_dir, list(pids), patience
         self._readers = list(readers or (LedgerReader(run_dir, rank) for rank in range(len(pids))))
         self._internal = internal
+        self._wake = wake
         self._begun = [begun is None] * len(self.pids)
         self._name = begun
         self._sleep = SleepWatch(_ASLEEP_AFTER)
@@ -123,7 +125,11 @@ class Supervisor:
         for rank, where in finding.guilty.items():
             if where is None or (where.state == "running" and where.site is None):
                 name, site = current_line(
-                    self.pids[rank], stack_path(self.run_dir, rank), self._internal, _ANSWER_WITHIN
+                    self.pids[rank],
+                    stack_path(self.run_dir, rank),
+                    self._internal,
+                    _ANSWER_WITHIN,
+                    wake=self._wake,
                 )
                 last = self.view.ranks[rank].last
                 guilty[rank] = Where(name, site=site or (last.site if last else None))
