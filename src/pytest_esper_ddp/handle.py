@@ -65,11 +65,10 @@ def fingerprints(value: Any, name: str) -> Sequence[tuple[str, str, str]]:
     if isinstance(value, torch.Tensor):
         flat = value.detach().cpu().contiguous().reshape(-1)
         digest = hashlib.blake2b(flat.view(torch.uint8).numpy().tobytes(), digest_size=16).hexdigest()
-        shown = (
-            str(flat.tolist())
-            if flat.numel() <= 8
-            else f"{list(value.shape)} of mean {flat.double().mean():.9g}"
-        )
+        shown = str(flat.tolist())
+        if flat.numel() > 8:
+            mean = flat.to(torch.cdouble if flat.is_complex() else torch.double).mean()
+            shown = f"{list(value.shape)} of mean {mean:.9g}"
         return [(name, f"{value.dtype} {list(value.shape)} {digest}", shown)]
     if hasattr(value, "state_dict"):
         return fingerprints(value.state_dict(), name)
@@ -99,6 +98,8 @@ def first_difference(everyone: Sequence[Sequence[tuple[str, str, str]]]) -> str 
             shown[name, digest] = text
         if len(sides) > 1:
             ordered = sorted(sides.items(), key=lambda side: len(side[1]), reverse=True)
+            if len(set(shown.values())) < len(shown):  # in dtype, shape or far behind the point
+                shown = {key: f"{text} ({key[1]})" for key, text in shown.items()}
             told = "; ".join(
                 f"{shown[key]} on {'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))}"
                 for key, ranks in ordered

@@ -30,6 +30,8 @@ PROVED = (
 SUSPECTED = ("frozen", "stalled")
 # What the program under test is to do for itself; lockstep only watches then.
 BY_PROGRAM = ("lifecycle", "deadline", "monitored_barrier", "watchdog")
+# Families of faults that act when a collective is seen.
+AT_CALLS = ("process", "collective")
 KINDS = PROVED + SUSPECTED + BY_PROGRAM
 
 DECLARATIONS = (
@@ -81,6 +83,12 @@ def is_ddp(item: pytest.Item) -> bool:
     return item.get_closest_marker("ddp") is not None
 
 
+def leaves_size_open(item: pytest.Item) -> bool:
+    """Whether the item runs on ranks and its marker names no world size."""
+    marker = item.get_closest_marker("ddp")
+    return marker is not None and (*marker.args, marker.kwargs.get("world_size"))[0] is None
+
+
 def scenario_of(item: pytest.Item, settings: Settings) -> Scenario:
     """The plan that the item's markers and the session's options make. Raises MarkerError."""
     marker = item.get_closest_marker("ddp")
@@ -90,7 +98,7 @@ def scenario_of(item: pytest.Item, settings: Settings) -> Scenario:
     expectation = _expectation(item.iter_markers("ddp_expect"), size)
     by_program = expectation is not None and expectation.kind in BY_PROGRAM
     lockstep = _one_of(
-        "ddp", "lockstep", given["lockstep"] or ("observe" if by_program else "enforce"), LOCKSTEP_MODES
+        "ddp", "lockstep", _or(given["lockstep"], "observe" if by_program else "enforce"), LOCKSTEP_MODES
     )
     if expectation is not None and by_program and lockstep == "enforce":
         raise MarkerError(
@@ -101,17 +109,29 @@ def scenario_of(item: pytest.Item, settings: Settings) -> Scenario:
         raise MarkerError(
             f"ddp_expect({expectation.kind!r}) needs lockstep, and ddp(lockstep='off') turns it off"
         )
+    faults = tuple(_fault_of(one, size) for one in reversed(list(item.iter_markers("ddp_fault"))))
+    blind = [fault for fault in faults if lockstep == "off" and CATALOGUE[fault.kind].family in AT_CALLS]
+    if blind:
+        raise MarkerError(
+            f"ddp_fault({blind[0].kind!r}) acts at a collective, and ddp(lockstep='off') sees none: "
+            "give 'observe'"
+        )
     return Scenario(
         world_size=size,
-        backend=_one_of("ddp", "backend", given["backend"] or settings.backend, BACKENDS),
-        timeout=_seconds("ddp", "timeout", given["timeout"] or settings.timeout),
-        isolation=_one_of("ddp", "isolation", given["isolation"] or settings.isolation, ISOLATIONS),
+        backend=_one_of("ddp", "backend", _or(given["backend"], settings.backend), BACKENDS),
+        timeout=_seconds("ddp", "timeout", _or(given["timeout"], settings.timeout)),
+        isolation=_one_of("ddp", "isolation", _or(given["isolation"], settings.isolation), ISOLATIONS),
         init=_truth("ddp", "init", given["init"]),
         lockstep=lockstep,
         patience=_seconds("ddp", "patience", given["patience"]),
-        faults=tuple(_fault_of(one, size) for one in reversed(list(item.iter_markers("ddp_fault")))),
+        faults=faults,
         expectation=expectation,
     )
+
+
+def _or(given: object, default: object) -> object:
+    """What was given, also where it is false: 0 seconds are an error and not the default."""
+    return default if given is None else given
 
 
 def _bind(marker: pytest.Mark, name: str) -> dict[str, Any]:
@@ -139,14 +159,14 @@ def _world_size(item: pytest.Item, given: object, settings: Settings) -> int:
         given = callspec.params["ddp_world_size"]
     size = settings.world_sizes[0] if given is None else given
     if isinstance(size, bool) or not isinstance(size, int) or size < 2:
-        raise MarkerError(f"ddp(world_size={size!r}): must be an integer >= 2 (one rank cannot diverge)")
+        raise MarkerError(f"ddp: world_size={size!r} must be an integer >= 2 (one rank cannot diverge)")
     return size
 
 
 def _fault_of(marker: pytest.Mark, size: int) -> Fault:
     given = _bind(marker, "ddp_fault")
     kind, written = given["kind"], _written("ddp_fault", marker)
-    spec = CATALOGUE.get(kind)
+    spec = CATALOGUE.get(kind) if isinstance(kind, str) else None
     if spec is None:
         raise MarkerError(f"{written}: unknown kind {kind!r}; known: {', '.join(sorted(CATALOGUE))}")
     _rank(written, "rank", given["rank"], size)
@@ -154,7 +174,11 @@ def _fault_of(marker: pytest.Mark, size: int) -> Fault:
         value = given[name]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < minimum):
             raise MarkerError(f"{written}: {name}={value!r} must be an integer >= {minimum}")
+    _texts(written, given, "op", "tag", "slot", "target")
+    if given["target"] is not None and not all(given["target"].partition(":")):
+        raise MarkerError(f"{written}: target={given['target']!r} must be like 'package.module:Class.method'")
     _coordinates(written, spec, given)
+    _arguments(written, given["arguments"])
     return Fault(**given)
 
 
@@ -175,6 +199,21 @@ def _coordinates(written: str, spec: FaultSpec, given: Mapping[str, Any]) -> Non
         raise MarkerError(f"{written}: unknown argument {unknown[0]}; {given['kind']} accepts: {accepted}")
 
 
+def _arguments(written: str, arguments: Mapping[str, Any]) -> None:
+    """Wrong values would end the rank in the middle of the test, by our own exception."""
+    for name, value in arguments.items():
+        if name.endswith("seconds") and not (name == "for_seconds" and value is None):
+            _seconds(written, name, value)
+        if name == "code" and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 256):
+            raise MarkerError(f"{written}: code={value!r} must be an exit status, 0 to 255")
+
+
+def _texts(written: str, given: Mapping[str, Any], *names: str) -> None:
+    for name in names:
+        if given[name] is not None and not isinstance(given[name], str):
+            raise MarkerError(f"{written}: {name}={given[name]!r} must be text")
+
+
 def _expectation(markers: Iterable[pytest.Mark], size: int) -> Expectation | None:
     found = list(markers)
     if not found:
@@ -185,6 +224,7 @@ def _expectation(markers: Iterable[pytest.Mark], size: int) -> Expectation | Non
     written = _written("ddp_expect", found[0])
     if given["kind"] not in KINDS:
         raise MarkerError(f"{written}: unknown kind {given['kind']!r}; known: {', '.join(KINDS)}")
+    _texts(written, given, "op", "tag", "field")
     guilty = given["guilty"]
     if guilty is not None:
         if not isinstance(guilty, list | tuple) or not guilty:
@@ -201,6 +241,8 @@ def _expectation(markers: Iterable[pytest.Mark], size: int) -> Expectation | Non
 def _check_raises(written: str, raises: object, size: int) -> None:
     if raises is None:
         return
+    if raises == {}:
+        raise MarkerError(f"{written}: raises={{}} names no rank; leave it out, or give an exception class")
     for rank, error in raises.items() if isinstance(raises, dict) else [(None, raises)]:
         if rank is not None:
             _rank(written, "raises", rank, size)
@@ -217,17 +259,17 @@ def _rank(written: str, name: str, value: object, size: int) -> None:
 
 def _one_of(written: str, name: str, value: object, accepted: tuple[str, ...]) -> str:
     if value not in accepted:
-        raise MarkerError(f"{written}({name}={value!r}): must be one of {', '.join(map(repr, accepted))}")
+        raise MarkerError(f"{written}: {name}={value!r} must be one of {', '.join(map(repr, accepted))}")
     return str(value)
 
 
 def _seconds(written: str, name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise MarkerError(f"{written}({name}={value!r}): must be a number of seconds > 0")
+        raise MarkerError(f"{written}: {name}={value!r} must be a number of seconds > 0")
     return float(value)
 
 
 def _truth(written: str, name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise MarkerError(f"{written}({name}={value!r}): must be True or False")
+        raise MarkerError(f"{written}: {name}={value!r} must be True or False")
     return value

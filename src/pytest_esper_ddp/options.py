@@ -61,6 +61,13 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**64:  # what torch takes
+        raise ValueError
+    return value
+
+
 OPTIONS = (
     Option(
         "world_size",
@@ -74,11 +81,11 @@ OPTIONS = (
     Option(
         "isolation", "pool", "|".join(ISOLATIONS), "whether ranks live on between tests", _one_of(*ISOLATIONS)
     ),
-    Option("seed", "0", "N", "what the ranks' random generators start from at every test", int),
+    Option("seed", "0", "N", "what the ranks' random generators start from at every test", _seed),
 )
 _ACCEPTED = {
     "world_size": "integers >= 2, separated by commas",
-    "seed": "an integer",
+    "seed": "an integer from 0 to 2**64 - 1",
     "timeout": "a number of seconds > 0",
 }
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_esper_ddp import options
-from pytest_esper_ddp.markers import DECLARATIONS, is_ddp
+from pytest_esper_ddp.markers import DECLARATIONS, is_ddp, leaves_size_open
 
 if TYPE_CHECKING:
     from pytest_esper_ddp.controller.session import Session
@@ -45,8 +45,7 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     sizes = metafunc.config.stash[_SETTINGS].world_sizes
-    marker = metafunc.definition.get_closest_marker("ddp")
-    if len(sizes) > 1 and marker is not None and not marker.args and "world_size" not in marker.kwargs:
+    if len(sizes) > 1 and leaves_size_open(metafunc.definition):
         metafunc.fixturenames.append("ddp_world_size")
         metafunc.parametrize("ddp_world_size", sizes, ids=[f"{size}ranks" for size in sizes])
 
@@ -97,7 +96,7 @@ class _RunsOnRanks:
         if session is None or not is_ddp(item):
             return None
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for report in session.run(item):
+        for report in [*session.run(item), *session.tear_down(item, nextitem)]:
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from esper.lockstep.diagnosis import Diagnosis, ranks_text
 from pytest_esper_ddp.markers import BY_PROGRAM, SUSPECTED
@@ -17,8 +17,9 @@ _WITHIN_AFTER_PATIENCE = 0.5
 
 @dataclass(frozen=True)
 class Observed:
-    """What a run came to: the first diagnosis of lockstep, and each failed rank's first failure. Times in
-    seconds.
+    """What a run came to. Times in seconds.
+
+    Lockstep's first diagnosis, each failed rank's first failure, the status of each rank that ended.
     """
 
     diagnosis: Diagnosis | None
@@ -27,6 +28,7 @@ class Observed:
     fired: Mapping[int, float]
     ended_by: str | None
     started: float
+    exits: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,21 @@ def judge(scenario: Scenario, observed: Observed) -> Verdict:
     event = _event(expected, observed)
     first_fault = min(observed.fired.values(), default=observed.started)
     seconds = None if event is None else max(0.0, event.at - first_fault)
-    outcome, guilty = ("healthy", ()) if event is None else (event.kind, event.guilty)
+    outcome, guilty = _without_event(observed) if event is None else (event.kind, event.guilty)
     unfired = [str(fault) for index, fault in enumerate(scenario.faults) if index not in observed.fired]
     if unfired:
         problem = f"inconclusive: the fault never fired: {'; '.join(unfired)}"
     elif expected is None:
-        problem = ""  # faults alone: the test must end healthy, which its reports decide
+        came = (
+            _nothing(observed)
+            if event is None
+            else f"got {outcome}" + (f" of {_ranks(guilty)}" if guilty else "")
+        )
+        problem = (
+            "" if outcome == "healthy" else f"expected to end healthy, since nothing says ddp_expect; {came}"
+        )
     elif event is None:
-        problem = f"expected {_told(expected)}, but " + _nothing(observed)
+        problem = f"expected {_told(expected)}, but {_nothing(observed)}"
     else:
         problem = _difference(scenario, expected, event, observed, seconds or 0.0)
     return Verdict(not problem, outcome, guilty, seconds, problem)
@@ -94,16 +103,15 @@ def _event(expected: Expectation | None, observed: Observed) -> _Event | None:
 
 def _program_event(expected: str, observed: Observed) -> _Event:
     """What the ranks themselves said. `deadline` and `monitored_barrier` are two sides of one exception."""
-    first = min(observed.failures.values(), key=lambda failure: failure.at)
-    named = [failure for failure in observed.failures.values() if failure.guilty]
-    guilty = min(named, key=lambda failure: failure.at).guilty if named else ()
-    kind = first.kind or "failed"
-    if expected == "monitored_barrier" and any(
-        "monitoredBarrier" in one.text for one in observed.failures.values()
-    ):
+    failures = sorted(observed.failures.values(), key=lambda failure: failure.at)
+    named = [failure for failure in failures if failure.guilty]
+    guilty = named[0].guilty if named else ()
+    # The guilty rank may well have failed first, by an error that names nothing.
+    kind = next((failure.kind for failure in failures if failure.kind is not None), "failed")
+    if expected == "monitored_barrier" and any("monitoredBarrier" in one.text for one in failures):
         kind = "monitored_barrier"
-    last = max(failure.at for failure in observed.failures.values())
-    return _Event(kind, guilty, last, fields=tuple(field for one in named for field in one.fields))
+    fields = tuple(dict.fromkeys(name for one in named for name in one.fields))
+    return _Event(kind, guilty, failures[-1].at, fields=fields)
 
 
 def _difference(
@@ -118,7 +126,7 @@ def _difference(
         if wanted is not None and wanted not in had:
             came = sorted({str(one) for one in had if one}) or ["none"]
             return f"expected {name} {wanted!r}, got {', '.join(came)}"
-    if expected.field is not None and not any(expected.field in field for field in event.fields):
+    if expected.field is not None and not any(expected.field in name for name in event.fields):
         return f"expected field {expected.field!r}, got {', '.join(event.fields) or 'none'}"
     problem = _wrong_exceptions(scenario, expected, event, observed)
     if problem:
@@ -144,7 +152,7 @@ def _wrong_exceptions(scenario: Scenario, expected: Expectation, event: _Event, 
         silent = sorted(needed - observed.failures.keys())
         if silent:
             return f"{event.kind} was raised, but not on {_ranks(silent)}"
-        unnamed = sorted(rank for rank in needed if set(observed.failures[rank].guilty) != set(event.guilty))
+        unnamed = sorted(rank for rank in needed if not _says(observed.failures[rank], event))
         if unnamed:
             return f"{event.kind} names {_ranks(event.guilty)}, but not on {_ranks(unnamed)}"
     if expected.raises is None:
@@ -164,7 +172,22 @@ def _wrong_exceptions(scenario: Scenario, expected: Expectation, event: _Event, 
     return ""
 
 
+def _says(failure: Failure, event: _Event) -> bool:
+    """Whether a rank's own exception names what the event is."""
+    if event.kind == "monitored_barrier":  # torch names the guilty on rank 0 only, and sends the others there
+        return not failure.guilty or set(failure.guilty) == set(event.guilty)
+    return failure.kind == event.kind and set(failure.guilty) == set(event.guilty)
+
+
+def _without_event(observed: Observed) -> tuple[str, tuple[int, ...]]:
+    if observed.exits:
+        return "exited", tuple(sorted(observed.exits))
+    return ("timeout" if observed.ended_by == "timeout" else "healthy"), ()
+
+
 def _nothing(observed: Observed) -> str:
+    if observed.exits:
+        return f"{_ranks(sorted(observed.exits))} ended, which held nobody up"
     if observed.ended_by == "timeout":
         return "nothing was diagnosed before the test's time-out"
     return "the run ended healthy"

@@ -27,18 +27,28 @@ class Frame:
     load: Callable[[Mapping[str, Any]], Any]
     started: float  # epoch seconds
     seconds: float
+    xfail: str | None = None  # the reason, where the item is expected to fail however it does
 
 
 def merge(frame: Frame, run: Run, verdict: Verdict | None) -> list[Any]:
     """The reports of the item, in phase order."""
     by_rank = {rank: [frame.load(data) for data in outcome.reports] for rank, outcome in run.outcomes.items()}
     if verdict is not None and verdict.problem:
-        return _failed(frame, run, by_rank, f"{verdict.problem}\n{_story(run)}".rstrip())
+        return _excused(frame, _unexpected(frame, run, by_rank, verdict.problem))
     if verdict is not None and verdict.outcome != "healthy":
         return [_report(frame, when, "passed") for when in PHASES]  # the divergence that was expected
-    if run.exits or run.unfinished or run.diagnosis is not None:
-        return _failed(frame, run, by_rank, _story(run))
+    broken = any(outcome.error is not None for outcome in run.outcomes.values())
+    if run.exits or run.unfinished or run.diagnosis is not None or broken:
+        return _excused(frame, _failed(frame, run, by_rank, _story(run)))
     return _agreed(frame, run, by_rank)
+
+
+def _excused(frame: Frame, reports: list[Any]) -> list[Any]:
+    """What ranks could not report themselves is an expected failure, too, where the item says so."""
+    for report in reports:
+        if report.failed and frame.xfail is not None:
+            report.outcome, report.wasxfail = "skipped", frame.xfail
+    return reports
 
 
 def _agreed(frame: Frame, run: Run, by_rank: Mapping[int, Sequence[Any]]) -> list[Any]:
@@ -56,9 +66,13 @@ def _agreed(frame: Frame, run: Run, by_rank: Mapping[int, Sequence[Any]]) -> lis
             continue
         if any(report.failed for report in reports.values()):
             merged.append(_culprit_report(frame, run, reports, when))
-        elif _disagree(ends := {rank: _end(report) for rank, report in reports.items()}):
-            told = "; ".join(f"rank {rank} {end}" for rank, end in sorted(ends.items()))
+        elif len({_end(report)[0] for report in reports.values()}) > 1:
+            told = "; ".join(
+                f"rank {rank} {' '.join(_end(report))}" for rank, report in sorted(reports.items())
+            )
             merged.append(_report(frame, when, "failed", f"the ranks disagree: {told}"))
+            if when == "setup":
+                break  # those that went on to the call were not in step with the others
         else:
             report = reports[min(reports)]
             report.sections = _sections(reports)
@@ -70,22 +84,19 @@ def _agreed(frame: Frame, run: Run, by_rank: Mapping[int, Sequence[Any]]) -> lis
     return merged
 
 
-def _disagree(ends: Mapping[int, str]) -> bool:
-    return len(set(ends.values())) > 1
-
-
 def _is_extra(report: Any, when: str) -> bool:
     """A report that a plugin added, a subtest's for one."""
     return type(report) is not pytest.TestReport and getattr(report, "when", None) == when
 
 
-def _end(report: pytest.TestReport) -> str:
+def _end(report: pytest.TestReport) -> tuple[str, ...]:
+    """What a rank says of a phase, and why it was skipped."""
     reason = getattr(report, "wasxfail", None)
     if reason is not None:
-        return "xfailed" if report.skipped else "xpassed"
+        return ("xfailed" if report.skipped else "xpassed",)
     if report.skipped and isinstance(report.longrepr, tuple):
-        return f"skipped ({report.longrepr[2].removeprefix('Skipped: ')})"
-    return report.outcome
+        return "skipped", f"({report.longrepr[2].removeprefix('Skipped: ')})"
+    return (report.outcome,)
 
 
 def _culprit_report(
@@ -154,6 +165,17 @@ def _failed(frame: Frame, run: Run, by_rank: Mapping[int, Sequence[Any]], story:
     return [*before, report, _report(frame, "teardown", "passed")]
 
 
+def _unexpected(frame: Frame, run: Run, by_rank: Mapping[int, Sequence[Any]], problem: str) -> list[Any]:
+    """Another outcome than the expected one: that comes first, the culprit's traceback among the sections."""
+    reports = _failed(frame, run, by_rank, _story(run))
+    failed = next(report for report in reports if report.failed)
+    if failed.longreprtext != _story(run):
+        failed.sections.insert(1, ("traceback", failed.longreprtext))
+    failed.longrepr = f"{problem}\n{_story(run)}".rstrip()
+    failed.sections = [(name, text) for name, text in failed.sections if text != _story(run)]
+    return reports
+
+
 def _story(run: Run) -> str:
     """What befell the ranks, the diagnosis first."""
     lines = [run.diagnosis.message] if run.diagnosis is not None else []
@@ -173,6 +195,11 @@ def _story(run: Run) -> str:
         rank: outcome.failure for rank, outcome in run.outcomes.items() if outcome.failure is not None
     }
     lines += [f"rank {rank}: {_one_line(failure)}" for rank, failure in sorted(failures.items())]
+    lines += [
+        f"rank {rank}: {outcome.error}"
+        for rank, outcome in sorted(run.outcomes.items())
+        if outcome.error is not None and outcome.failure is None
+    ]
     return "\n".join(lines)
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
+import traceback
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +26,7 @@ from pytest_esper_ddp.markers import is_ddp, scenario_of
 from pytest_esper_ddp.options import Settings
 from pytest_esper_ddp.scenario import Scenario
 from pytest_esper_ddp.verdict import Observed, Verdict, judge
+from pytest_esper_ddp.wire.parameters import parameter_digest, parameters
 
 _PREFIX = "pytest-ddp"
 
@@ -48,6 +52,7 @@ class Session:
         self._worlds: dict[WorldKey, World] = {}
         self._next: dict[str, str | None] = {}
         self._keys: dict[str, WorldKey] = {}
+        self._refused: dict[str, Exception] = {}
         self._stores: list[Any] = []
         self._base: Path | None = None
 
@@ -86,35 +91,52 @@ class Session:
 
     def prepare(self, item: pytest.Item) -> None:
         """Before any time-out of the item runs: wait for the zygote, and have its world stand."""
-        with suppress(MarkerError, HarnessError):  # both are said by `run`, as the item's own error
+        try:
             self._world(item, scenario_of(item, self.settings))
+        except (MarkerError, HarnessError) as error:
+            self._refused[item.nodeid] = error
 
     def run(self, item: pytest.Item) -> list[Any]:
         """Run an item on its ranks; the reports of it."""
         started, clock = time.time(), time.monotonic()
         frame = merge.Frame(item, self._load, started, 0.0)
+        if (refused := self._refused.pop(item.nodeid, None)) is not None:
+            return merge.errored(frame, str(refused))
         try:
             scenario = scenario_of(item, self.settings)
             world = self._world(item, scenario)
             run = self._run_in(world, item, scenario)
         except (MarkerError, HarnessError) as error:
             return merge.errored(frame, str(error))
-        frame = merge.Frame(item, self._load, started, time.monotonic() - clock)
+        except Exception:  # noqa: BLE001  our own bug fails one test, and the others still run
+            return merge.errored(frame, f"inconclusive: the harness itself failed\n{traceback.format_exc()}")
+        frame = merge.Frame(item, self._load, started, time.monotonic() - clock, _xfail(item))
         verdict = judge(scenario, _observed(run)) if scenario.faults or scenario.expectation else None
         reports = merge.merge(frame, run, verdict)
         self._note(item, scenario, run, verdict, passed=not any(report.failed for report in reports))
+        _forward_warnings(item, run)
+        _stop_if_asked(item, run)
         return reports
 
+    @staticmethod
+    def tear_down(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
+        """Finalise what tests of this process have set up and `nextitem` does not need; a report if that
+        fails.
+        """
+        call = pytest.CallInfo.from_call(
+            lambda: item.session._setupstate.teardown_exact(nextitem), when="teardown"
+        )
+        return [] if call.excinfo is None else [pytest.TestReport.from_item_and_call(item, call)]
+
     def _run_in(self, world: World, item: pytest.Item, scenario: Scenario) -> Run:
-        fresh = _used_once(scenario)
         self._worlds.pop(world.key, None)  # until it is seen that it can be used again
         try:
-            following = None if fresh else self._next.get(item.nodeid)
+            following = None if world.key.once else self._next.get(item.nodeid)
             run = world.run(item.nodeid, following, scenario, _timeout(item, scenario))
         except BaseException:
             world.end(soft=False)
             raise
-        if fresh or run.spoiled:
+        if world.key.once or run.spoiled:
             world.end(soft=not (run.exits or run.unfinished))
         else:
             self._worlds[world.key] = world
@@ -126,6 +148,8 @@ class Session:
         collected = self._zygote.wait_collected()
         if item.nodeid not in collected.items:
             raise HarnessError(_missing(item.nodeid, collected.items, collected.errors))
+        if collected.items[item.nodeid] != parameter_digest(item):
+            raise HarnessError(_differing(item))
         if collected.threads > 1:
             raise HarnessError(
                 f"the test modules start {collected.threads - 1} thread(s) when they are imported, and "
@@ -142,7 +166,12 @@ class Session:
                 self.settings.seed,
                 self._environment(key),
             )
-        world.wait_up()
+        try:
+            world.wait_up()
+        except HarnessError:
+            del self._worlds[key]
+            world.end(soft=False)
+            raise
         return world
 
     def _environment(self, key: WorldKey) -> dict[str, str]:
@@ -211,11 +240,38 @@ def _observed(run: Run) -> Observed:
     failures = {
         rank: outcome.failure for rank, outcome in run.outcomes.items() if outcome.failure is not None
     }
-    return Observed(run.diagnosis, run.decided_at, failures, run.fired, run.why_ended, run.started)
+    return Observed(run.diagnosis, run.decided_at, failures, run.fired, run.why_ended, run.started, run.exits)
 
 
-def _used_once(scenario: Scenario) -> bool:
-    return scenario.isolation == "fresh" or not scenario.init
+def _xfail(item: pytest.Item) -> str | None:
+    """The reason of an xfail marker that holds for any failure; ranks evaluate all others themselves."""
+    if item.get_closest_marker("xfail") is None or item.config.option.runxfail:
+        return None
+    from _pytest.skipping import evaluate_xfail_marks
+
+    with suppress(pytest.fail.Exception):  # a wrong condition, which ranks have reported
+        holds = evaluate_xfail_marks(item)
+        if holds is not None and holds.raises is None:
+            return holds.reason
+    return None
+
+
+def _forward_warnings(item: pytest.Item, run: Run) -> None:
+    """Ranks' warnings for the summary; what several ranks say alike once."""
+    every = dict.fromkeys(one for _, outcome in sorted(run.outcomes.items()) for one in outcome.warnings)
+    for warned in every:
+        category = getattr(sys.modules.get(warned.module), warned.category, UserWarning)
+        message = warnings.WarningMessage(warned.text, category, warned.file, warned.line)
+        item.ihook.pytest_warning_recorded.call_historic(
+            kwargs={"warning_message": message, "when": "runtest", "nodeid": item.nodeid, "location": None}
+        )
+
+
+def _stop_if_asked(item: pytest.Item, run: Run) -> None:
+    """pytest.exit in a rank ends the session, as it does in any test."""
+    for rank, outcome in sorted(run.outcomes.items()):
+        if outcome.failure is not None and outcome.failure.type == "Exit":
+            item.session.shouldstop = f"rank {rank}: {outcome.failure.text}"
 
 
 def _timeout(item: pytest.Item, scenario: Scenario) -> float:
@@ -228,6 +284,14 @@ def _timeout(item: pytest.Item, scenario: Scenario) -> float:
 
     theirs = pytest_timeout._get_item_settings(item).timeout
     return min(scenario.timeout, 0.8 * theirs) if theirs else scenario.timeout
+
+
+def _differing(item: pytest.Item) -> str:
+    told = ", ".join(f"{name}={value!r}" for name, value in parameters(item).items())
+    return (
+        f"{item.nodeid} has {told} here, but other values in the process that ranks are forked from: "
+        "parameters must come out alike in every process, so make no ids from unordered sets"
+    )
 
 
 def _missing(nodeid: str, there: Iterable[str], errors: str) -> str:

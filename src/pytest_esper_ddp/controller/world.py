@@ -23,9 +23,10 @@ from esper.lockstep.supervisor import Supervisor
 from pytest_esper_ddp.controller.devices import backend_for, gpu_count
 from pytest_esper_ddp.controller.zygote import ZygoteClient
 from pytest_esper_ddp.errors import HarnessError
+from pytest_esper_ddp.markers import BY_PROGRAM
 from pytest_esper_ddp.scenario import Scenario
 from pytest_esper_ddp.wire.channel import Closed, receive, send
-from pytest_esper_ddp.wire.messages import EndWorld, ForkWorld, Outcome, RunTest, Up
+from pytest_esper_ddp.wire.messages import Broken, EndWorld, ForkWorld, Outcome, RunTest, Up
 
 _POLL = 0.004
 _UP_WITHIN = 60.0
@@ -46,12 +47,14 @@ class WorldKey:
     backend: str
     init: bool
     lockstep: bool
+    once: bool  # never shared: each of its tests gets new ranks
 
     @classmethod
     def of(cls, scenario: Scenario) -> WorldKey:
         """Raises HarnessError when this machine has no such backend for that many ranks."""
         backend = backend_for(scenario.backend, scenario.world_size, gpu_count())
-        return cls(scenario.world_size, backend, scenario.init, scenario.lockstep != "off")
+        once = scenario.isolation == "fresh" or not scenario.init
+        return cls(scenario.world_size, backend, scenario.init, scenario.lockstep != "off", once)
 
 
 @dataclass
@@ -73,7 +76,7 @@ class Run:
     def spoiled(self) -> bool:
         """Whether the world can't be used again."""
         leaks = any(outcome.leaks for outcome in self.outcomes.values())
-        failed = any(outcome.failure for outcome in self.outcomes.values())
+        failed = any(outcome.failure or outcome.error for outcome in self.outcomes.values())
         return bool(self.exits or self.unfinished or self.diagnosis or self.uneven or leaks or failed)
 
 
@@ -130,10 +133,10 @@ class World:
                     if code is not None
                     else f"is not in its group after {_UP_WITHIN:g} s"
                 )
-                raise HarnessError(
-                    f"rank {rank} of {self.key.world_size} {how}; its output is above"
-                ) from error
+                raise HarnessError(f"rank {rank} of {self.key.world_size} {how}") from error
             channel.settimeout(None)
+            if isinstance(message, Broken):
+                raise HarnessError(f"rank {rank} of {self.key.world_size} could not start: {message.reason}")
             assert isinstance(message, Up)
         self._up = True
 
@@ -153,22 +156,30 @@ class World:
             return test.watch()
 
     def end(self, *, soft: bool) -> None:
-        """End every rank; `soft` lets them finalise their fixtures first."""
-        if soft:
-            for channel in self._channels:
-                with suppress(Closed):
-                    send(channel, EndWorld())
-            end = time.monotonic() + _SOFT_END
-            soft = all(
-                self.zygote.wait_exit(pid, max(0.0, end - time.monotonic())) is not None for pid in self.pids
-            )
-        if not soft:
-            self._kill()
+        """End every rank, and what tests have started and left; `soft` lets ranks finalise their fixtures
+        first.
+        """
+        with suppress(HarnessError):  # without the zygote there are no ranks any more
+            if not (soft and self._ended_by_themselves()):
+                self._kill()
+        for pid in self.pids:
+            # A group's number is not given again while it has members.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
         for reader in self._readers:
             reader.close()
         for channel in self._channels:
             channel.close()
         shutil.rmtree(self.run_dir, ignore_errors=True)
+
+    def _ended_by_themselves(self) -> bool:
+        for channel in self._channels:
+            with suppress(Closed):
+                send(channel, EndWorld())
+        end = time.monotonic() + _SOFT_END
+        return all(
+            self.zygote.wait_exit(pid, max(0.0, end - time.monotonic())) is not None for pid in self.pids
+        )
 
     def _kill(self) -> None:
         for number, within in (
@@ -184,9 +195,6 @@ class World:
                     os.killpg(pid, number)
             for pid in alive:
                 self.zygote.wait_exit(pid, max(0.0, end - time.monotonic()))
-        for pid in self.pids:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
 
     @property
     def readers(self) -> list[LedgerReader]:
@@ -211,6 +219,7 @@ class _Test:
             readers=world.readers,
             begun=name,
             internal=INTERNAL,
+            wake=scenario.lockstep == "enforce",
         )
         self.selector.register(world.zygote.channel, selectors.EVENT_READ, None)
 
@@ -252,7 +261,10 @@ class _Test:
         assert isinstance(message, Outcome)
         self.result.outcomes[rank] = message
         self.pending.discard(rank)
-        if message.failure is not None:
+        failure = message.failure
+        if (failure is not None or message.error is not None) and self._ends_it(
+            rank, named=failure is not None and bool(failure.guilty)
+        ):
             self._act_within(_GRACE, "grace")
 
     def _bury(self) -> None:
@@ -267,7 +279,17 @@ class _Test:
             self.result.exits[rank] = code
             self.pending.discard(rank)
             self.supervisor.ended(rank, code)
-            self._act_within(_GRACE, "grace")
+            if self._ends_it(rank, named=False):
+                self._act_within(_GRACE, "grace")
+
+    def _ends_it(self, rank: int, *, named: bool) -> bool:
+        """Whether the failure of this rank is the end, and not what the others are to find out for
+        themselves in their own time.
+        """
+        expected = self.scenario.expectation
+        if expected is None or expected.kind not in BY_PROGRAM:
+            return True
+        return named or (expected.guilty is not None and rank not in expected.guilty)
 
     @staticmethod
     def _readable(channel: socket.socket) -> bool:

@@ -53,6 +53,9 @@ _RESET: dict[str, Any] = {
     "collectonly": False,
     "setupplan": False,
     "pastebin": None,
+    # A rank has no terminal: pdb would read an end of file there and end the rank.
+    "usepdb": False,
+    "trace": False,
     "report_log": None,
 }
 
@@ -127,6 +130,7 @@ class ZygoteClient:
 
     def fork(self, request: ForkWorld, sockets: Sequence[socket.socket]) -> tuple[int, ...]:
         """Process ids of a new world's ranks, each of which holds its end of a socket pair."""
+        self._check()
         try:
             socket.send_fds(self.channel, [b"w"], [one.fileno() for one in sockets])
         except OSError as error:
@@ -155,6 +159,8 @@ class ZygoteClient:
     def close(self) -> None:
         """End it and wait for it; its ranks end with it."""
         self.channel.close()
+        if self.collected is None:  # it may be importing torch, and nothing waits for that any more
+            self._process.send_signal(signal.SIGKILL)
         try:
             self._process.wait(_END_WITHIN)
         except subprocess.TimeoutExpired:
@@ -162,6 +168,7 @@ class ZygoteClient:
             self._process.wait()
 
     def _send(self, message: object) -> None:
+        self._check()
         try:
             send(self.channel, message)
         except Closed as error:
@@ -183,6 +190,7 @@ class ZygoteClient:
         return message
 
     def _wait_for(self, kind: type[Any], within: float) -> Any:
+        self._check()
         end = time.monotonic() + within
         while (left := end - time.monotonic()) > 0:
             if select.select([self.channel], [], [], left)[0]:
@@ -190,6 +198,11 @@ class ZygoteClient:
                 if isinstance(message, kind):
                     return message
         raise HarnessError(f"the process that ranks are forked from did not answer within {within:g} s")
+
+    def _check(self) -> None:
+        """It answers nothing any more once it has said that it can't go on."""
+        if self._broken is not None:
+            raise HarnessError(self._broken)
 
     def _obituary(self) -> str:
         if self._broken is not None:

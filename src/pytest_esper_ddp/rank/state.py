@@ -29,6 +29,8 @@ class Snapshot:
         self._raw_environment = dict(os.environ._data)  # type: ignore[attr-defined]
         self._directory = os.getcwd()
         self._dtype = torch.get_default_dtype()
+        self._device = torch.get_default_device()
+        self._deterministic = torch.are_deterministic_algorithms_enabled()
         self._threads = torch.get_num_threads()
         self._thread_names = {thread.ident for thread in threading.enumerate()}
         self._groups = len(c10d._world.pg_map)
@@ -54,6 +56,10 @@ class Snapshot:
             numpy.random.set_state(self._numpy_state)
         if torch.get_default_dtype() is not self._dtype:
             torch.set_default_dtype(self._dtype)
+        if torch.get_default_device() != self._device:
+            torch.set_default_device(None)
+        if torch.are_deterministic_algorithms_enabled() != self._deterministic:
+            torch.use_deterministic_algorithms(self._deterministic)
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         torch.set_grad_enabled(True)

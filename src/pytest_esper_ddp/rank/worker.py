@@ -6,7 +6,9 @@ import os
 import re
 import socket
 import time
+import warnings
 from collections.abc import Generator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,13 +22,12 @@ from esper.lockstep.evidence import answer_stack_requests
 from esper.lockstep.frames import INTERNAL
 from esper.lockstep.intercept import Interception
 from esper.lockstep.ledger import Ledger
-from esper.lockstep.lineage import die_with_parent
 from esper.lockstep.recorder import Recorder, is_victim
 from pytest_esper_ddp import handle
 from pytest_esper_ddp.rank.inject import Injector
 from pytest_esper_ddp.rank.state import Snapshot
 from pytest_esper_ddp.wire.channel import Closed, receive, send
-from pytest_esper_ddp.wire.messages import EndWorld, Failure, ForkWorld, Outcome, RunTest, Up
+from pytest_esper_ddp.wire.messages import Broken, EndWorld, Failure, ForkWorld, Outcome, RunTest, Up, Warned
 
 # What a program would have without us: gloo's own default. Tests are ended by their time-out, not by the
 # group's.
@@ -48,18 +49,22 @@ class Worker:
         self.session, self.items, self.channel, self.rank, self.world = session, items, channel, rank, world
         self.recorder: Recorder
         self.interception: Interception | None = None
+        self.warnings = Warnings()
 
     def run(self) -> int:
         """Start, serve until told to end or until the controller is gone; the process's exit status."""
         # A group of its own: what a test starts ends with its rank, and Ctrl-C goes to pytest alone.
         os.setpgid(0, 0)
-        die_with_parent(os.getppid())
-        self._start()
+        try:
+            self._start()
+        except Exception as error:  # noqa: BLE001  said by the controller, as the error of each test that waits
+            send(self.channel, Broken(f"{type(error).__name__}: {error}"))
+            return 1
         send(self.channel, Up())
         snapshot = Snapshot(self.world.seed)
         try:
             while isinstance(message := receive(self.channel), RunTest):
-                send(self.channel, self._test(message, snapshot))
+                self._answer(self._test(message, snapshot))
             soft = isinstance(message, EndWorld)
         except Closed:
             soft = False
@@ -72,6 +77,8 @@ class Worker:
         world, config = self.world, self.session.config
         _own_capture(config)
         _own_temp(config, world.base_temp / f"rank{self.rank}")
+        # Once for all tests: whoever registers is told every warning there has ever been.
+        config.pluginmanager.register(self.warnings)
         self.stacks = answer_stack_requests(world.run_dir, self.rank)
         self.recorder = Recorder(
             Ledger(world.run_dir, self.rank, world.world_size, _LEDGER_RECORDS), INTERNAL + _plumbing()
@@ -97,16 +104,23 @@ class Worker:
         item.stash[handle.CURRENT] = current
         manager = self.session.config.pluginmanager
         manager.register(observer)
+        self.warnings.recorded.clear()
         # Every rank counts from 0 again before any of them can issue something.
         self.recorder.begin(order.name)
         if self.interception is not None:
             self.interception.groups.begin()
         injector = Injector(order.faults, self.rank, self.recorder, self.interception)
+        error = None
         try:
+            # xdist gives a worker any of the items next: what the last one has left may not fit.
+            self.session._setupstate.teardown_exact(item)
             with injector:
                 item.ihook.pytest_runtest_protocol(
-                    item=item, nextitem=self.items[order.next_nodeid] if order.next_nodeid else None
+                    item=item, nextitem=self.items.get(order.next_nodeid) if order.next_nodeid else None
                 )
+        except BaseException as caught:  # noqa: BLE001  pytest.exit, Ctrl-C of its own, a hook of a plugin
+            error = f"{type(caught).__name__}: {caught}"
+            observer.broke(caught)
         finally:
             manager.unregister(observer)
         self.recorder.over()
@@ -118,7 +132,18 @@ class Worker:
             fired=injector.fired(),
             leaks=snapshot.restore(),
             notes=tuple(current.notes),
+            error=error,
+            warnings=tuple(self.warnings.recorded),
         )
+
+    def _answer(self, outcome: Outcome) -> None:
+        try:
+            send(self.channel, outcome)
+        except Closed:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever a plugin or record_property has put into a report
+            told = f"its reports can't be sent: {type(error).__name__}: {error}"
+            send(self.channel, replace(outcome, reports=(), error=told))
 
 
 class Observer:
@@ -145,6 +170,31 @@ class Observer:
         elif report.failed and self.failure is None:  # a strict xfail that passed
             self.failure = Failure(report.when, at, "Failed", report.longreprtext, victim=False)
         return report
+
+    def broke(self, error: BaseException) -> None:
+        """pytest's protocol itself did not come to its end."""
+        self.recorder.raised(error, leaves=False)
+        if self.failure is None:
+            self.failure = failure_of(error, "call", time.monotonic())
+
+
+class Warnings:
+    """What the warnings plugin has recorded in this rank during the running test."""
+
+    def __init__(self) -> None:
+        self.recorded: list[Warned] = []
+
+    def pytest_warning_recorded(self, warning_message: warnings.WarningMessage) -> None:
+        category = warning_message.category
+        self.recorded.append(
+            Warned(
+                str(warning_message.message),
+                category.__module__,
+                category.__qualname__,
+                warning_message.filename,
+                warning_message.lineno,
+            )
+        )
 
 
 def failure_of(error: BaseException, phase: str, at: float) -> Failure:

@@ -7,7 +7,6 @@ run loop waits for worlds to fork instead of running tests.
 from __future__ import annotations
 
 import gc
-import hashlib
 import importlib
 import os
 import select
@@ -24,6 +23,7 @@ from esper.lockstep.lineage import die_with_parent
 from pytest_esper_ddp.markers import is_ddp
 from pytest_esper_ddp.wire.channel import Closed, receive, send
 from pytest_esper_ddp.wire.messages import Broken, Collect, Collected, Exited, Forked, ForkWorld, Preload
+from pytest_esper_ddp.wire.parameters import parameter_digest
 
 ROLE = "esper-ddp-zygote"
 # Threads of BLAS and OpenMP pools don't survive a fork: a two-thread matmul hung in both children.
@@ -74,9 +74,11 @@ class Zygote:
             os._exit(0)  # the controller has closed its end
         request: ForkWorld = receive(self.channel)
         pids = []
+        me = os.getpid()
         for rank in range(request.world_size):
             pid = os.fork()
             if pid == 0:
+                die_with_parent(me)
                 self._be_rank(session, items, request, rank, sockets)
             pids.append(pid)
             pidfd = os.pidfd_open(pid)
@@ -134,21 +136,6 @@ class SilentReporter:
 
     def __getattr__(self, name: str) -> Any:
         return lambda *args, **kwargs: None
-
-
-def parameter_digest(item: pytest.Item) -> str:
-    """Tells two items of one node id apart: ids made from unordered sets match while their values differ."""
-    callspec = getattr(item, "callspec", None)
-    if callspec is None:
-        return ""
-    text = "\n".join(f"{name}={_stable(value)}" for name, value in sorted(callspec.params.items()))
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _stable(value: object) -> str:
-    text = repr(value)
-    # A default repr holds an address, which differs in every process.
-    return type(value).__qualname__ if " at 0x" in text else text
 
 
 def _messages(channel: socket.socket) -> Iterator[Collect]:

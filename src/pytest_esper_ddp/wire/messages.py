@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class ForkWorld:
     environment: Mapping[str, str]
 
 
-# zygote -> controller
+# zygote -> controller; Broken also rank -> controller
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Exited:
 
 @dataclass(frozen=True)
 class Broken:
-    """The zygote can't go on."""
+    """The zygote can't go on, or a rank can't start."""
 
     reason: str
 
@@ -123,8 +123,19 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Warned:
+    """A warning that a rank has recorded, as text: its class may not exist where the message is read."""
+
+    text: str
+    module: str
+    category: str
+    file: str
+    line: int
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """One rank's end of one item."""
+    """One rank's end of one item. `error`: it could not be run to its end, and its reports are not all."""
 
     reports: tuple[Mapping[str, Any], ...]
     failure: Failure | None
@@ -133,4 +144,4 @@ class Outcome:
     leaks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     error: str | None = None
-    warnings: tuple[Any, ...] = field(default=())
+    warnings: tuple[Warned, ...] = ()
