@@ -81,11 +81,11 @@ def test_a_stage_that_differs_is_named_alike_on_every_rank() -> None:
 @pytest.mark.parametrize(("world_size", "missing"), [(3, (2,)), (3, (0,)), (4, (1, 3)), (4, (0, 1))], ids=str)
 def test_ranks_that_stay_away_are_named_in_time(world_size: int, missing: tuple[int, ...]) -> None:
     def body(rank: int) -> None:
-        agreement = _agreement(DEADLINE)
-        if rank in missing:
-            time.sleep(DEADLINE + 0.7)
-            return
-        agreement.exchange(agreement_record())
+        with _agreement(DEADLINE) as agreement:  # closing must not hold the error up either
+            if rank in missing:
+                time.sleep(DEADLINE + 0.7)
+                return
+            agreement.exchange(agreement_record())
 
     outcomes = run_ranks(body, world_size)
     came = [outcome for rank, outcome in enumerate(outcomes) if rank not in missing]
@@ -152,10 +152,13 @@ def test_debug_logs_each_slots_turn_with_its_rank(caplog: pytest.LogCaptureFixtu
 def test_a_part_of_the_job_names_global_ranks() -> None:
     def body(rank: int) -> None:
         part = dist.new_group([1, 2])
-        if rank == 0:
-            return
-        agreement = Agreement(part, AgreementConfig(deadline=10.0))
-        agreement.exchange(replace(agreement_record(), epoch=rank))
+        try:
+            if rank > 0:
+                agreement = Agreement(part, AgreementConfig(deadline=10.0))
+                agreement.exchange(replace(agreement_record(), epoch=rank))
+        finally:
+            # The rest of the job has heard nothing of it, and still makes groups that fit together.
+            dist.barrier(dist.new_group())
 
     outcomes = run_ranks(body, 3)
     error = outcomes[2].error
