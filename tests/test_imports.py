@@ -159,6 +159,8 @@ def is_frame(node: ast.stmt) -> bool:
         return all(isinstance(inner, ast.Import | ast.ImportFrom) for inner in node.body) and not node.orelse
     if isinstance(node, ast.Assign):
         return ast.unparse(node.value).startswith("pytest.StashKey[")
+    if isinstance(node, ast.AnnAssign):
+        return ast.unparse(node.annotation).startswith("pytest.StashKey[")
     docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     return docstring or isinstance(node, ast.Import | ast.ImportFrom)
 
@@ -238,6 +240,7 @@ def test_the_plugin_holds_hooks_only() -> None:
     [
         ("def helper():\n    pass", "helper is neither a hook nor a fixture"),
         ("STATE = {}", "neither an import nor a hook"),
+        ("STATE: dict[str, int] = {}", "neither an import nor a hook"),
         ("class State:\n    count = 0", "neither an import nor a hook"),
         ("class State:\n    def count(self):\n        pass", "count is neither a hook nor a fixture"),
         ("def pytest_configure():\n" + "    x = 1\n" * 10, "has 10 lines"),
@@ -251,7 +254,8 @@ def test_what_is_no_hook_is_found(tmp_path: Path, text: str, said: str) -> None:
 
 def test_a_hook_of_nine_lines_and_its_docstring_may_stay(tmp_path: Path) -> None:
     body = '    """Says\n\n    what.\n    """\n' + "    x = 1\n" * 9
-    head = '"""Hooks."""\nif TYPE_CHECKING:\n    import torch\nKEY = pytest.StashKey[int]()\n'
+    keys = "KEY = pytest.StashKey[int]()\nOTHER: pytest.StashKey[torch.Tensor] = pytest.StashKey()\n"
+    head = '"""Hooks."""\nif TYPE_CHECKING:\n    import torch\n' + keys
     text = head + "def pytest_configure():\n" + body
     assert not_a_hook(plant(tmp_path, "plugin.py", text)) == []
 

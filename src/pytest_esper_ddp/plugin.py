@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_esper_ddp.controller.session import Session
     from pytest_esper_ddp.handle import DDP
 
-_SESSION = pytest.StashKey["Session"]()
+_SESSION: pytest.StashKey[Session] = pytest.StashKey()
 _SETTINGS = pytest.StashKey[options.Settings]()
 
 
