@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Any, NamedTuple
 
+_BETWEEN_POLLS = 0.2  # seconds that a program which polls a wait may spend on other things
+
 
 class Kind(IntEnum):
     """What a record is."""
@@ -92,6 +94,8 @@ class Entry:
     elements: int
     digest: int
     times: Times
+    # False: the disk had no room for one of the names, or the table was cut. Nothing can be said of it.
+    legible: bool = True
 
     @property
     def issued(self) -> float:
@@ -112,6 +116,16 @@ class Entry:
         if times.wait_ended and not times.flags & Flag.FAILED:
             return False
         return bool(times.wait_begun or times.flags & Flag.WAITED)
+
+    def waiting_since(self, now: float) -> float | None:
+        """When the wait began that it is in, or between two polls of, at `now`; None when it is in none."""
+        times = self.times
+        if not self.waited():
+            return None
+        in_it = times.wait_ended == 0.0 or times.wait_begun > times.wait_ended
+        if not in_it and now - times.wait_ended > _BETWEEN_POLLS:
+            return None  # given up
+        return times.issued if times.flags & Flag.POLLED else times.wait_begun or times.issued
 
     def blocks(self) -> bool:
         """Whether its thread is in the wait now and can't leave it to issue something else."""

@@ -1,11 +1,12 @@
 """What one rank did: a ring of fixed-size records in a mapped file, beside an append-only string table.
 
 The file outlives SIGKILL and can be read while its rank is stopped. A record is packed first and counted
-after, so a reader never sees a torn one; a string is in the table before a record refers to it.
+after, so a reader never sees a torn one; a string is in the table before a record refers to it. The oldest
+record of a full ring is the one that may be overwritten next, so a reader counts on `capacity` - 1 of them.
 
 Layout of `rank<R>.ledger`: a header page, then `capacity` records of `RECORD_SIZE` bytes. Times are seconds
-of CLOCK_MONOTONIC, which all processes of one machine share. `rank<R>.strings` holds one JSON value a line;
-its line number is the string's id, and id 0 is null.
+of CLOCK_MONOTONIC, which all processes of one machine share. `rank<R>.strings` holds `ID JSON`, one a line; a
+line that was cut (no room, a writer killed in it) is no valid one and is skipped. Id 0 is null.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ MAGIC = b"ESPRLS1\0"
 HEADER_SIZE = 4096
 RECORD_SIZE = 104
 DEFAULT_CAPACITY = 1 << 13
+NO_ROOM = 0xFFFFFFFF  # in place of a string's id: the disk had no room for it
 
 # magic, capacity, world size, rank, pid
 IDENTITY = struct.Struct("<8sIiii")
@@ -50,16 +52,15 @@ def ledger_path(run_dir: Path, rank: int) -> Path:
 
 
 class Ledger:
-    """The writing end, in the rank. Not locked: the interception holds its own lock around each sequence."""
+    """The writing end, in the rank; safe with threads and in signal handlers, without a lock that a handler
+    could find taken.
+    """
 
     def __init__(self, run_dir: Path, rank: int, world_size: int, capacity: int = DEFAULT_CAPACITY) -> None:
         """Create the two files, mode 0600. Raises LedgerError when the disk has no room for them."""
         path = ledger_path(run_dir, rank)
         size = HEADER_SIZE + RECORD_SIZE * capacity
         try:
-            self._strings = os.open(
-                path.with_suffix(".strings"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600
-            )
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
             try:
                 # A sparse file on a full disk would end the rank with SIGBUS at its first record.
@@ -67,13 +68,16 @@ class Ledger:
                 self._map = mmap.mmap(fd, size)
             finally:
                 os.close(fd)
+            self._strings = os.open(
+                path.with_suffix(".strings"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600
+            )
         except OSError as error:
             raise LedgerError(str(path), f"{error.strerror or error}; it needs {size} bytes there") from error
         self.path, self.rank, self.capacity = path, rank, capacity
         self._count = 0
-        self._ids: dict[Hashable, int] = {}
-        self._table = threading.Lock()
-        self.string(None)
+        self._ids: dict[Hashable, int] = {None: 0}
+        self._next_id = 1
+        self._cut = False
         IDENTITY.pack_into(self._map, 0, b"\0" * 8, capacity, world_size, rank, os.getpid())
         self.set_main_thread(threading.get_native_id())
         self.set_state(State.STARTING)
@@ -81,27 +85,28 @@ class Ledger:
         self._map[0:8] = MAGIC
 
     def string(self, value: Hashable) -> int:
-        """The id of a JSON-serialisable value; 0 for None, and for what the disk had no room for."""
+        """The id of a JSON-serialisable value; 0 for None, NO_ROOM for what the disk had no room for."""
         known = self._ids.get(value)
         if known is not None:
             return known
-        with self._table:
-            known = self._ids.get(value)
-            if known is None:
-                try:
-                    self._write_line(json.dumps(value, default=str).encode() + b"\n")
-                except OSError as error:
-                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                        raise
-                    return 0
-                known = self._ids[value] = len(self._ids)
-        return known
+        # Taken in one step (see `append`): two threads, or a handler in between, at worst write it twice.
+        known = self._next_id
+        self._next_id = known + 1
+        if not self._write_line(f"{known} {json.dumps(value, default=str)}\n".encode()):
+            return NO_ROOM
+        return self._ids.setdefault(value, known)
 
-    def _write_line(self, line: bytes) -> None:
-        written = os.write(self._strings, line)
-        if written != len(line):  # a half-written line would shift every later id: take it back
-            os.ftruncate(self._strings, os.fstat(self._strings).st_size - written)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def _write_line(self, line: bytes) -> bool:
+        # What a full disk cut off must not swallow the line that follows it.
+        line = b"\n" + line if self._cut else line
+        try:
+            written = os.write(self._strings, line)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            return False
+        self._cut = written != len(line)
+        return not self._cut
 
     def append(
         self,
@@ -124,7 +129,11 @@ class Ledger:
         flags: int = 0,
     ) -> int:
         """Write one record issued now, and return its number, by which `stamp` finds it again."""
+        now = time.monotonic()
+        # CPython changes threads and runs signal handlers after calls, never between these lines and the
+        # end of the packing: each record has its own number, and none below the count is unwritten.
         number = self._count
+        self._count = number + 1
         RECORD.pack_into(
             self._map,
             HEADER_SIZE + number % self.capacity * RECORD_SIZE,
@@ -142,26 +151,26 @@ class Ledger:
             peer,
             elements,
             digest,
-            time.monotonic(),
+            now,
             wait_begun,
             0.0,
             0.0,
             thread,
             flags,
         )
-        self._count = number + 1
         COUNT.pack_into(self._map, COUNT_AT, self._count)
         return number
 
-    def stamp(self, number: int, which: int, flags: int = 0) -> None:
-        """Set one time of record `number` to now and add `flags`; nothing when the ring has overwritten
-        it.
+    def stamp(self, number: int, which: int, flags: int = 0, without: int = 0) -> None:
+        """Set one time of record `number` to now, add `flags` and take those of `without` away; nothing when
+        the ring has overwritten it.
         """
         if number < self._count - self.capacity:
             return
         at = HEADER_SIZE + number % self.capacity * RECORD_SIZE
-        if flags:
-            U32.pack_into(self._map, at + FLAGS_AT, U32.unpack_from(self._map, at + FLAGS_AT)[0] | flags)
+        if flags or without:
+            before: int = U32.unpack_from(self._map, at + FLAGS_AT)[0]
+            U32.pack_into(self._map, at + FLAGS_AT, before & ~without | flags)
         F64.pack_into(self._map, at + TIMES_AT + 8 * which, time.monotonic())
 
     def set_state(self, state: State) -> None:

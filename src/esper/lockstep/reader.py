@@ -6,6 +6,7 @@ import json
 import mmap
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class LedgerReader:
         self._map: mmap.mmap | None = None
         self._table: int | None = None
         self._read = 0
-        self._strings: list[Any] = []
+        self._strings: dict[int, Any] = {0: None}
         self._partial = b""
 
     def open(self) -> bool:
@@ -52,18 +53,24 @@ class LedgerReader:
         try:
             with open(self.path, "rb") as file:
                 view = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-            if len(view) < HEADER_SIZE or view[0:8] == b"\0" * 8:
-                view.close()
-                return False
-            self._table = os.open(self.path.with_suffix(".strings"), os.O_RDONLY)
         except (OSError, ValueError):  # not there yet, or still empty (an empty file can't be mapped)
             return False
-        magic, self._capacity, self.world_size, rank, self.pid = IDENTITY.unpack_from(view, 0)
-        if magic != MAGIC or rank != self.rank or len(view) < HEADER_SIZE + RECORD_SIZE * self._capacity:
-            raise LedgerError(
-                str(self.path), f"magic {magic!r}, rank {rank}: not a ledger of rank {self.rank}"
-            )
-        self._map = view
+        try:
+            if len(view) < HEADER_SIZE or view[0:8] == b"\0" * 8:
+                return False
+            magic, capacity, world_size, rank, pid = IDENTITY.unpack_from(view, 0)
+            if magic != MAGIC or rank != self.rank:
+                reason = f"magic {magic!r}, rank {rank}: not a ledger of rank {self.rank}"
+                raise LedgerError(str(self.path), reason)
+            if len(view) < HEADER_SIZE + RECORD_SIZE * capacity:
+                reason = f"cut off at byte {len(view)}; {capacity} records need more"
+                raise LedgerError(str(self.path), reason)
+            with suppress(FileNotFoundError):  # a ledger without its table: nothing in it is legible
+                self._table = os.open(self.path.with_suffix(".strings"), os.O_RDONLY)
+            self._map, self._capacity, self.world_size, self.pid = view, capacity, world_size, pid
+        finally:
+            if self._map is None:
+                view.close()
         return True
 
     def new(self) -> Iterator[Entry]:
@@ -75,12 +82,15 @@ class LedgerReader:
         if count == self._read:
             return
         self._read_strings()
-        if count - self._read > self._capacity:
-            self.lost += count - self._capacity - self._read
-            self._read = count - self._capacity
         while self._read < count:
             number = self._read
             fields = RECORD.unpack_from(self._map, self._at(number))
+            # The writer goes on meanwhile: with `capacity` records more it may be writing over this one.
+            oldest = COUNT.unpack_from(self._map, COUNT_AT)[0] - self._capacity + 1
+            if number < oldest:
+                self._read = min(oldest, count)
+                self.lost += self._read - number
+                continue
             self._read += 1
             yield self._entry(number, fields)
 
@@ -94,7 +104,7 @@ class LedgerReader:
         """The times of record `number` as they are now; None when the ring has overwritten it."""
         assert self._map is not None
         times = Times(*TIMES.unpack_from(self._map, self._at(number) + TIMES_AT))
-        if COUNT.unpack_from(self._map, COUNT_AT)[0] - number > self._capacity:
+        if COUNT.unpack_from(self._map, COUNT_AT)[0] - number >= self._capacity:
             return None
         return times
 
@@ -122,15 +132,19 @@ class LedgerReader:
         return HEADER_SIZE + number % self._capacity * RECORD_SIZE
 
     def _read_strings(self) -> None:
-        assert self._table is not None
+        if self._table is None:
+            return
         while chunk := os.read(self._table, 1 << 20):
             self._partial += chunk
         *lines, self._partial = self._partial.split(b"\n")
-        self._strings += [json.loads(line) for line in lines]
+        for line in lines:
+            number, _, text = line.partition(b" ")
+            with suppress(ValueError):  # cut off, for want of room
+                self._strings[int(number)] = json.loads(text)
 
     def _string(self, index: int) -> Any:
         # A string that the disk had no room for, or one of a table that was cut, reads as absent.
-        return self._strings[index] if index < len(self._strings) else None
+        return self._strings.get(index)
 
     def _entry(self, number: int, fields: tuple[Any, ...]) -> Entry:
         (
@@ -169,4 +183,5 @@ class LedgerReader:
             elements=elements,
             digest=digest,
             times=Times(*fields[14:]),
+            legible=all(index in self._strings for index in (group, op, reduce_op, dtype)),
         )
