@@ -9,6 +9,11 @@ from typing import NamedTuple
 
 from esper.lockstep.entry import Entry
 
+Refresh = Callable[[Entry], Entry | None]
+
+# Sends to a receiver from any source are never known to be matched; more than this are forgotten.
+_MOST_UNCERTAIN = 64
+
 
 class Signature(NamedTuple):
     """What the n-th entries of a group's members must have in common."""
@@ -33,10 +38,17 @@ class Slot:
     sequence: int
     members: tuple[int, ...]
     entries: dict[int, Entry] = field(default_factory=dict)
+    # They have come, but what they came with is lost: they are not absent and contradict nobody.
+    unread: set[int] = field(default_factory=set)
 
     @property
     def absent(self) -> list[int]:
-        return [rank for rank in self.members if rank not in self.entries]
+        return [rank for rank in self.members if rank not in self.entries and rank not in self.unread]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all members have come."""
+        return len(self.entries) + len(self.unread - self.entries.keys()) == len(self.members)
 
     def sides(self) -> list[list[int]]:
         """The ranks that agree with each other, largest side first; one side means no contradiction.
@@ -57,10 +69,14 @@ class Slot:
 
 
 class Wait(NamedTuple):
-    """An entry that its rank waits in, and the ranks whose coming it still lacks."""
+    """An entry that its rank waits in, and the ranks whose coming it still lacks.
+
+    `sure` is False where one of them may have come unseen: nothing can be proved from such a wait.
+    """
 
     entry: Entry
     lacks: tuple[int, ...]
+    sure: bool = True
 
 
 class Matching:
@@ -71,11 +87,15 @@ class Matching:
         self._slots: dict[str, dict[int, Slot]] = {}
         self._early: dict[str, list[Entry]] = {}
         self._settled: dict[str, Slot] = {}
-        self._channels: dict[tuple[str, int, int], tuple[deque[Entry], deque[Entry]]] = {}
+        self._channels: dict[tuple[str, int, int, int], tuple[deque[Entry], deque[Entry]]] = {}
+        self._any_source: dict[tuple[str, int], deque[Entry]] = {}
+        self._expected: dict[tuple[str, int], int] = {}
+        self._holes: dict[str, list[tuple[int, int, int]]] = {}
+        self._unread: set[int] = set()
 
     def group(self, name: str, members: tuple[int, ...]) -> None:
         """A rank says who is in group `name`. The first to say it counts."""
-        if name not in self._members:
+        if name and members and name not in self._members:
             self._members[name] = members
             for entry in self._early.pop(name, []):
                 self.add(entry)
@@ -86,34 +106,67 @@ class Matching:
 
     def add(self, entry: Entry) -> None:
         """A collective was entered. Settled slots are dropped here, so that memory follows what is open."""
+        if not entry.legible:
+            # Where it is can't be told any more, so nobody may be said to wait for it.
+            self._unread.add(entry.rank)
+            return
         group = entry.group.removeprefix("p2p:")
         members = self._members.get(group)
         if members is None:
             self._early.setdefault(group, []).append(entry)
-        elif group != entry.group:
+            return
+        expected = self._expected.get((entry.group, entry.rank), 0)
+        self._expected[entry.group, entry.rank] = entry.sequence + 1
+        if entry.sequence > expected:
+            self._lost(entry, expected)
+        if group != entry.group:
             self._add_point_to_point(entry, members)
-        else:
-            slots = self._slots.setdefault(group, {})
-            slot = slots.get(entry.sequence)
-            if slot is None:
-                slot = slots[entry.sequence] = Slot(group, entry.sequence, members)
-            slot.entries[entry.rank] = entry
-            if len(slot.entries) == len(members) and len(slot.sides()) == 1:
-                del slots[entry.sequence]
-                self._settled[group] = slot
+            return
+        slots = self._slots.setdefault(group, {})
+        slot = slots.get(entry.sequence)
+        if slot is None:
+            slot = slots[entry.sequence] = Slot(group, entry.sequence, members)
+            for rank, first, after in self._holes.get(group, ()):
+                if first <= entry.sequence < after:
+                    slot.unread.add(rank)
+        slot.entries[entry.rank] = entry
+        self._settle(slot)
+
+    def _settle(self, slot: Slot) -> None:
+        if slot.complete and len(slot.sides()) == 1:
+            del self._slots[slot.group][slot.sequence]
+            self._settled[slot.group] = slot
+
+    def _lost(self, entry: Entry, expected: int) -> None:
+        """The ring overwrote records that were not read yet. Numbers are consecutive: the rank was there."""
+        if entry.group.startswith("p2p:"):
+            # Which sends met which receives is not to be known any more.
+            self._unread.add(entry.rank)
+            return
+        self._holes.setdefault(entry.group, []).append((entry.rank, expected, entry.sequence))
+        for slot in list(self._slots.get(entry.group, {}).values()):
+            if expected <= slot.sequence < entry.sequence:
+                slot.unread.add(entry.rank)
+                self._settle(slot)
 
     def _add_point_to_point(self, entry: Entry, members: tuple[int, ...]) -> None:
         if not 0 <= entry.peer < len(members):
-            return  # any source: an OR over senders, which this matching does not decide
-        peer = members[entry.peer]
+            # From any source: an OR over senders, which this matching does not decide.
+            self._any_source.setdefault((entry.group, entry.rank), deque(maxlen=_MOST_UNCERTAIN)).append(
+                entry
+            )
+            return
+        peer, tag = members[entry.peer], entry.detail.get("tag", 0)
         sent = entry.op == "send"
-        channel = (entry.group, entry.rank, peer) if sent else (entry.group, peer, entry.rank)
-        sends, receives = self._channels.setdefault(channel, (deque(), deque()))
+        ends = (entry.rank, peer) if sent else (peer, entry.rank)
+        sends, receives = self._channels.setdefault((entry.group, *ends, tag), (deque(), deque()))
         mine, theirs = (sends, receives) if sent else (receives, sends)
         if theirs:
             theirs.popleft()
         else:
             mine.append(entry)
+            if len(mine) > _MOST_UNCERTAIN and (entry.group, ends[1]) in self._any_source:
+                mine.popleft()
 
     def open(self) -> Iterator[Slot]:
         """Per group the open slots, lowest sequence first."""
@@ -128,21 +181,35 @@ class Matching:
         """The last collective of `group` that all members have entered alike."""
         return self._settled.get(group)
 
-    def waits(self, refresh: Callable[[Entry], Entry]) -> dict[int, list[Wait]]:
-        """Who waits in what, by rank; `refresh` gives an entry its times as they are now."""
+    def settled(self) -> Iterator[Slot]:
+        """Per group the last collective that all members have entered alike."""
+        yield from self._settled.values()
+
+    def waits(self, refresh: Refresh) -> dict[int, list[Wait]]:
+        """Who waits in what, by rank; `refresh` gives an entry its times as they are now, None if it has been
+        overwritten.
+        """
         found: dict[int, list[Wait]] = {}
+
+        def take(entry: Entry, lacks: tuple[int, ...], *, sure: bool = True) -> None:
+            fresh = refresh(entry)
+            if fresh is not None and fresh.waited():
+                found.setdefault(fresh.rank, []).append(Wait(fresh, lacks, sure))
+
         for slot in self.open():
             absent = tuple(slot.absent)
-            if not absent:
-                continue
-            for rank, entry in slot.entries.items():
-                fresh = refresh(entry)
-                if fresh.waited():
-                    found.setdefault(rank, []).append(Wait(fresh, absent))
-        for (_, source, target), (sends, receives) in self._channels.items():
-            for pending, lacks in ((sends, target), (receives, source)):
-                if pending:
-                    fresh = refresh(pending[0])
-                    if fresh.waited():
-                        found.setdefault(fresh.rank, []).append(Wait(fresh, (lacks,)))
+            sure = self._unread.isdisjoint(absent)
+            for entry in slot.entries.values() if absent else ():
+                take(entry, absent, sure=sure)
+        for (group, source, target, _), (sends, receives) in self._channels.items():
+            # An earlier receive from any source may have taken a send.
+            sure = self._unread.isdisjoint((source, target)) and (group, target) not in self._any_source
+            for entry in sends:
+                take(entry, (target,), sure=sure)
+            for entry in receives:
+                take(entry, (source,), sure=sure)
+        for (group, rank), received in self._any_source.items():
+            others = tuple(one for one in self.members(group.removeprefix("p2p:")) if one != rank)
+            for entry in received:
+                take(entry, others, sure=False)
         return found

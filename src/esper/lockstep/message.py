@@ -12,8 +12,8 @@ from esper.lockstep.diagnosis import (
     tensor_text,
 )
 from esper.lockstep.entry import Entry
+from esper.lockstep.finding import Finding, Where
 from esper.lockstep.matching import Slot
-from esper.lockstep.proof import Finding, Where
 
 
 def diagnosis_of(finding: Finding, *, decided: float, last_settled: Slot | None) -> Diagnosis:

@@ -28,6 +28,8 @@ def certain(wait: Wait, members: tuple[int, ...]) -> tuple[int, ...]:
     both ends wait for each other (measured with 4 floats), and a send waits for its receive.
     """
     entry = wait.entry
+    if not wait.sure:
+        return ()
     if entry.op in _ALL_TO_ALL or entry.op in ("send", "recv") or len(members) == 2:
         return wait.lacks
     root = members[entry.root] if 0 <= entry.root < len(members) else entry.root

@@ -65,10 +65,15 @@ class Live(Protocol):
         """Python threads of the rank when it last began to wait."""
 
     def asleep(self, entry: Entry) -> bool:
-        """Whether the entry's thread sleeps and has used no processor time for a while."""
+        """Whether the entry's thread has slept for a while, and does so inside torch: asked only of an entry
+        from C++, and only where its wait would complete a proof.
+        """
 
     def state(self, rank: int) -> str:
         """The kernel's letter for the process: R, S, D, T, or X when it is gone."""
+
+    def stopped_since(self, rank: int) -> float | None:
+        """Since when the process has been found stopped at every look; None when it is not."""
 
 
 class View:
@@ -83,15 +88,18 @@ class View:
         """Take the new records of one rank, oldest first."""
         for entry in entries:
             if entry.kind is Kind.GROUP:
-                self.matching.group(entry.group, tuple(entry.detail["ranks"]))
+                self.matching.group(entry.group, tuple(entry.detail.get("ranks", ())))
             elif entry.kind is Kind.COLLECTIVE:
                 self.matching.add(entry)
             self.ranks[entry.rank].fold(entry)
 
     def waits(self) -> dict[int, list[Wait]]:
         """Who waits in what, now."""
-        return self.matching.waits(self._refresh)
+        return self.matching.waits(self.refresh)
 
-    def _refresh(self, entry: Entry) -> Entry:
+    def refresh(self, entry: Entry) -> Entry | None:
+        """The entry with its times as they are now; None where the ring has overwritten it."""
         times = self.live.times(entry)
-        return entry if times is None or times == entry.times else replace(entry, times=times)
+        if times is None:
+            return None
+        return entry if times == entry.times else replace(entry, times=times)

@@ -1,0 +1,100 @@
+"""Ranks that wait for each other: proved only where no thread of theirs can go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from esper.lockstep.entry import Entry
+from esper.lockstep.finding import Finding, in_collective
+from esper.lockstep.matching import Wait
+from esper.lockstep.needs import certain
+from esper.lockstep.view import View
+
+
+@dataclass(frozen=True)
+class Need:
+    """One wait that a rank's thread is in: it can't end without all of `peers`."""
+
+    entry: Entry
+    peers: set[int]
+
+
+def needs_of(view: View, waits: Sequence[Wait]) -> list[Need]:
+    """What each thread of one rank waits in; empty unless every Python thread is in a wait: one that only
+    might issue something is no proof.
+    """
+    blocked = [wait for wait in waits if wait.entry.blocks()]
+    threads = {wait.entry.thread for wait in blocked}
+    if not threads or view.live.threads(waits[0].entry.rank) > len(threads):
+        return []
+    # An op from C++ counts from its issue, though its thread may have gone on to a wait that is seen.
+    seen = {wait.entry.thread for wait in blocked if not wait.entry.native}
+    return [
+        Need(wait.entry, set(certain(wait, _members(view, wait.entry))))
+        for wait in blocked
+        if not wait.entry.native or wait.entry.thread not in seen
+    ]
+
+
+def asleep(view: View, needs: list[Need]) -> bool:
+    """Whether those waits that can't be seen to begin have begun."""
+    return all(not one.entry.native or view.live.asleep(one.entry) for one in needs)
+
+
+def cycles(view: View, waits: dict[int, list[Wait]]) -> list[Finding]:
+    """Ranks that wait for each other in different groups."""
+    needs: dict[int, list[Need]] = {}
+    for rank, ones in waits.items():
+        if view.ranks[rank].ended is None and (need := needs_of(view, ones)):
+            needs[rank] = need
+    while True:
+        # A rank one of whose threads waits for somebody who may yet come is free again then.
+        free = [rank for rank, ones in needs.items() if not all(one.peers & needs.keys() for one in ones)]
+        free = free or [rank for rank, ones in needs.items() if not asleep(view, ones)]
+        if not free:
+            break
+        for rank in free:
+            del needs[rank]
+    edges = {rank: {peer for one in ones for peer in one.peers} for rank, ones in needs.items()}
+    circle = [rank for rank in edges if _reaches(edges, rank, rank)]
+    if not circle:
+        return []
+    current = {
+        rank: max((one.entry for one in needs[rank]), key=lambda entry: entry.issued) for rank in circle
+    }
+    places: dict[tuple[str, int], list[int]] = {}
+    for rank in circle:
+        places.setdefault((current[rank].group, current[rank].sequence), []).append(rank)
+    sides = sorted(places.values(), key=len, reverse=True)
+    good = sides[0] if len(sides) > 1 and len(sides[0]) > len(sides[1]) else []
+    bad = [rank for rank in circle if rank not in good]
+    waiting = tuple(current[rank] for rank in (good or bad))
+    since = max(current[rank].issued for rank in circle)
+    return [
+        Finding(
+            "wait_cycle",
+            since,
+            waiting[0].group,
+            waiting[0].sequence,
+            waiting,
+            {rank: in_collective(current[rank]) for rank in bad},
+        )
+    ]
+
+
+def _members(view: View, entry: Entry) -> tuple[int, ...]:
+    return view.matching.members(entry.group.removeprefix("p2p:"))
+
+
+def _reaches(edges: dict[int, set[int]], start: int, goal: int) -> bool:
+    seen: set[int] = set()
+    todo = [start]
+    while todo:
+        for following in edges.get(todo.pop(), ()):
+            if following == goal:
+                return True
+            if following not in seen:
+                seen.add(following)
+                todo.append(following)
+    return False

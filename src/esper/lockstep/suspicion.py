@@ -1,0 +1,131 @@
+"""What can't be proved and is judged by patience: a late rank, and a standstill that no rule explains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from esper.lockstep.entry import Entry
+from esper.lockstep.finding import Finding, Patience, Where, in_collective, joined
+from esper.lockstep.gone import SIGABRT, gone, terminal
+from esper.lockstep.matching import Wait
+from esper.lockstep.view import View
+
+
+def suspects(view: View, waits: dict[int, list[Wait]], now: float, patience: Patience) -> list[Finding]:
+    """Ranks that others have waited for longer than the patience, and that wait for nobody themselves."""
+    late: dict[int, list[tuple[float, Entry]]] = {}
+    for ones in waits.values():
+        for wait in ones:
+            begun = wait.entry.waiting_since(now)
+            for rank in wait.lacks if begun is not None else ():
+                if rank not in waits and view.ranks[rank].ended is None:
+                    late.setdefault(rank, []).append((begun or 0.0, wait.entry))
+    findings = []
+    for rank, entries in late.items():
+        # Late is only who could have come: not while it waited for others itself.
+        since = max(min(begun for begun, _ in entries), _active(view, rank))
+        allowed, letter, stopped = patience.running, view.live.state(rank), view.live.stopped_since(rank)
+        if stopped is not None and max(since, stopped) + patience.stopped < since + allowed:
+            allowed = max(since, stopped) + patience.stopped - since
+        if now - since > allowed:
+            first = min(entries, key=lambda one: one[0])[1]
+            place = (first.group, first.sequence)
+            waiting = tuple(entry for _, entry in entries if (entry.group, entry.sequence) == place)
+            kind = "frozen" if letter in "TtSD" else "stalled"
+            findings.append(Finding(kind, since + allowed, *place, waiting, {rank: None}))
+    return joined(findings)
+
+
+def _active(view: View, rank: int) -> float:
+    """When the rank last issued a collective or came back from its last one."""
+    last = view.ranks[rank].last
+    if last is None:
+        return 0.0
+    fresh = view.refresh(last) or last
+    return max(fresh.issued, fresh.times.wait_ended)
+
+
+def unexplained(
+    view: View, waits: dict[int, list[Wait]], now: float, patience: Patience, final: bool
+) -> list[Finding]:
+    """What nobody is late for and no rule has proved, though it lasts."""
+    return (
+        _excused(view, waits, now, patience, final)
+        or _stopped_inside(view, now, patience)
+        or _standstill(view, waits, now, patience)
+    )
+
+
+def _excused(
+    view: View, waits: dict[int, list[Wait]], now: float, patience: Patience, final: bool
+) -> list[Finding]:
+    """Ranks that seemed brought down by a peer. The peer is the guilty one if it is known; if there is none,
+    the excuse does not hold.
+    """
+    causes = [
+        seen.rank for seen in view.ranks if seen.ended is not None and seen.ended.code not in (0, SIGABRT)
+    ]
+    findings = [
+        finding
+        for finding in gone(view, waits, set(), excuse=False)
+        if final or now - finding.since > patience.running
+    ]
+    for rank in causes:
+        end = terminal(view, waits, rank, "", excuse=True)
+        if findings and end is not None:
+            kind, at, where = end
+            first = min(findings, key=lambda finding: finding.since)
+            return [replace(first, kind=kind, since=max(at, first.since), guilty={rank: where})]
+    return findings
+
+
+def _stopped_inside(view: View, now: float, patience: Patience) -> list[Finding]:
+    """Ranks that were stopped in a collective which all have entered, and which nobody leaves therefore."""
+    findings = []
+    for slot in view.matching.settled():
+        entered = max(entry.issued for entry in slot.entries.values())
+        if now - entered <= patience.stopped:
+            continue
+        fresh = [view.refresh(entry) for entry in slot.entries.values()]
+        inside = {entry.rank: entry for entry in fresh if entry is not None and _still_inside(view, entry)}
+        stopped = {rank: view.live.stopped_since(rank) for rank in inside}
+        guilty = {rank: at for rank, at in stopped.items() if at is not None}
+        waiting = tuple(entry for rank, entry in sorted(inside.items()) if rank not in guilty)
+        if waiting and guilty and now - (since := max(entered, *guilty.values())) > patience.stopped:
+            since += patience.stopped
+            at: dict[int, Where | None] = dict.fromkeys(guilty)
+            findings.append(Finding("frozen", since, slot.group, slot.sequence, waiting, at))
+    return findings
+
+
+def _still_inside(view: View, entry: Entry) -> bool:
+    # The end of a wait in C++ is not recorded, but nothing follows it while it lasts.
+    return entry.blocks() and (
+        not entry.native or view.ranks[entry.rank].last_of_thread[entry.thread].number == entry.number
+    )
+
+
+def _standstill(view: View, waits: dict[int, list[Wait]], now: float, patience: Patience) -> list[Finding]:
+    """Ranks that all wait for each other, as it seems: a thread, a time-out or the backend's buffers leave a
+    doubt.
+    """
+    stuck = [
+        (begun, wait)
+        for ones in waits.values()
+        for wait in ones
+        if (begun := wait.entry.waiting_since(now)) is not None
+    ]
+    ranks = {wait.entry.rank for _, wait in stuck} | {rank for _, wait in stuck for rank in wait.lacks}
+    if not stuck:
+        return []
+    since = max([begun for begun, _ in stuck] + [_active(view, rank) for rank in ranks])
+    if now - since <= patience.running:
+        return []
+    first = min(stuck, key=lambda one: one[0])[1]
+    place = (first.entry.group, first.entry.sequence)
+    waiting = tuple(wait.entry for _, wait in stuck if (wait.entry.group, wait.entry.sequence) == place)
+    guilty: dict[int, Where | None] = {}
+    for rank in [rank for rank in first.lacks if view.ranks[rank].ended is None] or first.lacks:
+        own = [wait.entry for _, wait in stuck if wait.entry.rank == rank]
+        guilty[rank] = in_collective(max(own, key=lambda entry: entry.issued)) if own else None
+    return [Finding("stalled", since + patience.running, *place, waiting, guilty)]
