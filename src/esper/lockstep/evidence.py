@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import os
 import re
@@ -16,6 +17,14 @@ from esper.lockstep.process import state
 # Its default action is to be ignored: a program that took our handler away is not killed by our asking.
 STACK_SIGNAL = signal.SIGURG
 _THREAD = re.compile(r"^(Thread|Current thread) 0x", re.MULTILINE)
+# Where DDP's constructor and reducer, and functional collectives, leave Python for good.
+_WAITS_IN_CPP = (
+    "torch/autograd/graph.py",
+    "torch/_ops.py",
+    "torch/nn/parallel/distributed.py",
+    "torch/distributed/utils.py",
+    "torch/distributed/_functional_collectives.py",
+)
 _FRAME = re.compile(r'File "(.*?)", line (\d+) in (.*)')
 
 
@@ -53,6 +62,27 @@ def current_line(
             os.kill(pid, signal.SIGCONT)
     except OSError:
         return name, None
+    return name, _innermost(_answer(path, before, within), internal)
+
+
+def sleeps_in_torch(pid: int, thread: int, path: Path, within: float) -> bool:
+    """Whether the innermost Python frame of this thread is one of torch's from which it waits in C++.
+
+    A thread that sleeps in the program's own code will go on.
+    """
+    try:
+        before = path.stat().st_size
+        if ctypes.CDLL(None).tgkill(pid, thread, int(STACK_SIGNAL)) != 0:
+            return False
+    except (OSError, AttributeError):  # gone, or a C library without tgkill
+        return False
+    text = _answer(path, before, within)
+    current = text[text.find("Current thread") :] if "Current thread" in text else ""
+    frame = _FRAME.search(current)
+    return frame is not None and frame[1].endswith(_WAITS_IN_CPP)
+
+
+def _answer(path: Path, before: int, within: float) -> str:
     end = time.monotonic() + within
     text = ""
     while time.monotonic() < end:
@@ -61,7 +91,7 @@ def current_line(
         if "Current thread" in text and text.endswith("\n"):
             break
         time.sleep(0.002)
-    return name, _innermost(text, internal)
+    return text
 
 
 def _written_since(path: Path, start: int) -> str:

@@ -52,11 +52,7 @@ class Groups:
         return {record.key: (record.next, record.chain, record.members) for record in self._known.values()}
 
     def _meet(self, name: str, group: Any) -> GroupRecord:
-        label = "default" if group is dist.group.WORLD else f"group {name}"
-        generation = self._generation[name] = self._generation.get(name, 0) + 1
-        # torch gives the same names again after a destroy: number 3 of the new group is not number 3 of the
-        # old.
-        key = label if generation == 1 else f"{label} ({generation})"
+        key = self._key(name, world=group is dist.group.WORLD)
         try:
             members = tuple(dist.get_process_group_ranks(group))
         except (KeyError, ValueError):  # not registered yet: a call from inside the group's own creation
@@ -65,19 +61,23 @@ class Groups:
         self._announce(record)
         return record
 
+    def _key(self, name: str, *, world: bool) -> str:
+        """The name of the next group that torch calls `name`. It gives the same names again after a destroy,
+        and number 3 of the new group is not number 3 of the old.
+        """
+        label = "default" if world else f"group {name}"
+        generation = self._generation[name] = self._generation.get(name, 0) + 1
+        return label if generation == 1 else f"{label} ({generation})"
+
     def _announce(self, record: GroupRecord) -> None:
         self._recorder.event(Kind.GROUP, group=record.key, ranks=record.members)
 
-    def _forget(self, names: list[str], site: int) -> None:
-        for name in names:
-            record = self._known.pop(name, None)
-            if record is None:
-                self._generation[name] = self._generation.get(name, 0) + 1
-                key = "default" if name == "0" else f"group {name}"
-            else:
-                key = record.key
-                self._channels.pop(key, None)
-            self._recorder.event(Kind.DESTROY, group=key, site=site)
+    def _forget(self, group: Any, site: int) -> None:
+        name = group.group_name
+        record = self._known.pop(name, None)
+        key = self._key(name, world=group is dist.group.WORLD) if record is None else record.key
+        self._channels.pop(key, None)
+        self._recorder.destroyed(key, site)
 
     def install(self) -> None:
         """Record destroy_process_group and os._exit, with their call sites."""
@@ -86,9 +86,11 @@ class Groups:
 
         def destroy_process_group(group: Any = None) -> None:
             if dist.is_initialized():
+                site = recorder.site(sys._getframe(1))
                 ends_all = group is None or group is dist.group.WORLD
-                doomed = list(c10d._world.pg_map) if ends_all else [group]
-                self._forget([one.group_name for one in doomed], recorder.site(sys._getframe(1)))
+                # A group that it is not in, or one destroyed before: torch's to judge.
+                for one in [one for one in c10d._world.pg_map if ends_all or one is group]:
+                    self._forget(one, site)
             destroy(group)
 
         def _exit(status: int) -> Any:

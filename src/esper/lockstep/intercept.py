@@ -24,9 +24,10 @@ from esper.lockstep.groups import Groups
 from esper.lockstep.recorder import VICTIM, Recorder
 from esper.lockstep.schemas import NOT_COLLECTIVE, OpSchema
 
-# Work objects that nobody ever waits on must not pile up.
-_MAX_UNWAITED = 4096
+# Works that nobody waits on are looked through when there are this many.
+_MANY_UNWAITED = 32
 _WAITED, _NATIVE, _UNWINDING = int(Flag.WAITED), int(Flag.NATIVE), int(Flag.UNWINDING)
+_FAILED, _POLLED = int(Flag.FAILED), int(Flag.POLLED)
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Interception:
         self.detached = False
         self._library: Any = None
         self._works: dict[int, tuple[Any, int]] = {}
+        self._most_works = _MANY_UNWAITED
         self._original_wait: Any = None
 
     def install(self) -> None:
@@ -93,10 +95,10 @@ class Interception:
         self._works.clear()
 
     def detach(self) -> None:
-        """In a forked child: stop recording. The ledger's pages are shared with the parent, whose ledger it
-        stays.
-        """
+        """In a forked child: stop recording, or a loader's worker that ends would be its parent's end."""
         self.detached = True
+        self.recorder.detach()
+        self._works.clear()
         tags.set_recording(False)
         waiting.set_observer(None)
 
@@ -111,13 +113,14 @@ class Interception:
         recorder, groups, works = self.recorder, self.groups, self._works
         redispatch, stamp = overload.redispatch, self.recorder.ledger.stamp
         getframe, exc_info = sys._getframe, sys.exc_info
-        op, at_group, at_reduce, at_async, at_root, at_peer, at_data = (
+        op, at_group, at_reduce, at_async, at_root, at_peer, at_tag, at_data = (
             schema.op,
             schema.group,
             schema.reduce_op,
             schema.async_op,
             schema.root,
             schema.peer,
+            schema.tag,
             schema.data,
         )
 
@@ -134,6 +137,9 @@ class Interception:
                 or (at_async is not None and len(args) > at_async and not args[at_async])
             ):
                 flags |= _WAITED
+            if schema.blocking:
+                # It raises after a time of its own, and the program may come back.
+                flags |= _POLLED
             if exc_info()[0] is not None:
                 flags |= _UNWINDING
             dtype, shape, elements = (None, None, 0) if at_data is None else _describe(args[at_data])
@@ -155,6 +161,8 @@ class Interception:
                     -1 if at_peer is None else args[at_peer],
                     recorder.site(frame),
                     flags,
+                    # Calls of one pair with different tags don't match each other.
+                    f'{{"tag": {args[at_tag]}}}' if at_tag is not None and args[at_tag] else None,
                 )
                 if not schema.blocking:
                     try:
@@ -169,12 +177,21 @@ class Interception:
                 return _blocking(redispatch, keyset & below, args, stamp, number)
             if not native:
                 work = unbox_work(out[1] if schema.tensors_returned else out)
-                if len(works) >= _MAX_UNWAITED:
-                    works.pop(next(iter(works)))
+                if len(works) >= self._most_works:
+                    self._forget_done()
                 works[id(work)] = (work, number)
             return out
 
         return kernel
+
+    def _forget_done(self) -> None:
+        """Let go of works that are done and were not waited for: a work keeps its tensors alive, and a
+        communication hook waits for a future instead. A later wait for one returns at once.
+        """
+        for key, (work, _) in list(self._works.items()):
+            if work.is_completed():
+                self._works.pop(key, None)
+        self._most_works = max(_MANY_UNWAITED, 2 * len(self._works))
 
     def _patch_wait(self) -> None:
         original: Callable[..., Any] = dist.Work.wait
@@ -188,7 +205,8 @@ class Interception:
             number = known[1]
             ledger.set_threads(threading.active_count())
             if waiting.current.work is not work:
-                ledger.stamp(number, Time.WAIT_BEGUN, int(Flag.POLLED) if args or kwargs else 0)
+                polled = _POLLED if args or kwargs else 0
+                ledger.stamp(number, Time.WAIT_BEGUN, polled, _POLLED - polled)
             try:
                 result = original(work, *args, **kwargs)
             except BaseException as error:
@@ -199,7 +217,8 @@ class Interception:
                 if trace is not None and trace.tb_next is None:
                     _mark_victim(error)
                 raise
-            ledger.stamp(number, Time.WAIT_ENDED)
+            # An earlier wait for it may have failed.
+            ledger.stamp(number, Time.WAIT_ENDED, 0, _FAILED)
             works.pop(id(work), None)
             return result
 
@@ -214,7 +233,7 @@ class Interception:
         def ended(work: Any, failed: bool) -> None:
             known = works.get(id(work))
             if known is not None:
-                ledger.stamp(known[1], Time.WAIT_ENDED, int(Flag.FAILED) if failed else 0)
+                ledger.stamp(known[1], Time.WAIT_ENDED, *((_FAILED, 0) if failed else (0, _FAILED)))
                 works.pop(id(work), None)
 
         waiting.set_observer((begun, ended))
@@ -238,14 +257,13 @@ def _blocking(
 
 
 def _describe(data: Any) -> tuple[Any, Any, int]:
-    """dtype, shape and element count of a tensor or of nested lists of equal tensors."""
-    count = 1
-    while type(data) is list:
-        if not data:
-            return None, None, 0
-        count *= len(data)
-        data = data[0]
-    return data.dtype, data.shape, data.numel() * count
+    """dtype and shape of a tensor, or of the first of nested lists of them, and the elements of all."""
+    if type(data) is not list:
+        return data.dtype, data.shape, data.numel()
+    if not data:
+        return None, None, 0
+    dtype, shape, elements = _describe(data[0])
+    return dtype, shape, elements + sum(_describe(one)[2] for one in data[1:])
 
 
 def _completed(tensors: Any) -> Any:

@@ -16,9 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from esper.lockstep.diagnosis import Report
+from esper.lockstep.finding import Patience
 from esper.lockstep.frames import INTERNAL
-from esper.lockstep.proof import Patience
 from esper.lockstep.supervisor import Supervisor
+from esper.lockstep.view import RankView
 
 _POLL = 0.004
 _SOFT_END = 0.1
@@ -135,8 +136,7 @@ def _outcome(supervisor: Supervisor) -> tuple[Report, int]:
     codes = [
         seen.ended.code if seen.ended else 0
         for seen in supervisor.view.ranks
-        # torch aborts now and then after a healthy program whose DDP object lived to the interpreter's end
-        if not (seen.ended and seen.ended.code == -signal.SIGABRT and seen.over is not None)
+        if not _aborted_after_its_end(seen)
     ]
     failed = next((code for code in codes if code), 0)
     if supervisor.diagnosis is not None:
@@ -144,6 +144,16 @@ def _outcome(supervisor: Supervisor) -> tuple[Report, int]:
     if failed:
         return supervisor.report("failed"), failed if failed > 0 else 128 - failed
     return supervisor.report("clean"), 0
+
+
+def _aborted_after_its_end(seen: RankView) -> bool:
+    """torch aborts now and then after a healthy program whose DDP object lived to the interpreter's end."""
+    healthy = (
+        seen.over is not None
+        and seen.raised is None
+        and (seen.exit is None or seen.exit.detail.get("code") == 0)
+    )
+    return healthy and seen.ended is not None and seen.ended.code == -signal.SIGABRT
 
 
 def _environment(rank: int, world_size: int, port: int) -> Mapping[str, str]:

@@ -5,11 +5,21 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+_PF_EXITING = 0x4
+
 
 def state(pid: int) -> str:
     """The kernel's letter: R running, S asleep, D in I/O, T stopped, Z or X gone."""
     fields = _stat(Path(f"/proc/{pid}/stat"))
     return fields[0] if fields else "X"
+
+
+def ending(pid: int) -> bool:
+    """Whether the process is about to be reaped. The kernel says so before it closes its connections, so
+    before any peer can notice.
+    """
+    fields = _stat(Path(f"/proc/{pid}/stat"))
+    return not fields or fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)
 
 
 def processor_ticks(pid: int, thread: int) -> tuple[str, int] | None:

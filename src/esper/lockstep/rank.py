@@ -5,11 +5,13 @@ Started as `python -m esper.lockstep.rank RUN_DIR SCRIPT ARGS...` with the varia
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import runpy
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from esper.lockstep.evidence import answer_stack_requests
@@ -22,12 +24,17 @@ def main() -> None:
     die_with_parent(int(os.environ.pop("ESPER_LOCKSTEP_PARENT")))
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     stacks = answer_stack_requests(run_dir, rank)
+    # Registered before anybody else's, so run after them all, and after the threads that keep the process
+    # alive: they may still issue collectives when the script has ended.
+    program_over: list[Callable[[], None]] = []
+    atexit.register(lambda: [over() for over in program_over])
 
     from esper.lockstep.intercept import Interception
     from esper.lockstep.ledger import Ledger
     from esper.lockstep.recorder import Recorder
 
     recorder = Recorder(Ledger(run_dir, rank, world_size))
+    program_over.append(recorder.over)
     interception = Interception(recorder)
     interception.install()
     # A forked child (a loader's worker) shares the mapping: what it does must not be taken for its parent's.
@@ -45,8 +52,6 @@ def main() -> None:
         recorder.raised(error)
         _print_without_our_frames(error)
         status = 1
-    else:
-        recorder.over()
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()

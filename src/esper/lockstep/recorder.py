@@ -42,6 +42,11 @@ class Recorder:
         self._signatures: dict[tuple[object, ...], int] = {}
         self._native_thread = threading.local()
         self.internal = internal
+        self._detached = False
+
+    def detach(self) -> None:
+        """In a forked child: write nothing more. The pages are shared, and the ledger stays its parent's."""
+        self._detached = True
 
     def begin(self, name: str) -> None:
         """A new program starts on this rank: `name` is its script, or a test's id."""
@@ -52,7 +57,8 @@ class Recorder:
     def over(self) -> None:
         """The program will issue nothing more, teardown included."""
         self.event(Kind.OVER)
-        self.ledger.set_state(State.OVER)
+        if not self._detached:
+            self.ledger.set_state(State.OVER)
 
     def raised(self, error: BaseException, *, leaves: bool = True) -> None:
         """`error` was raised and, if it `leaves`, has left the program, which then ends with its threads.
@@ -69,17 +75,39 @@ class Recorder:
         )
 
     def leaving_by(self, end: SystemExit) -> None:
-        """SystemExit left the program; its line is where it was raised."""
+        """SystemExit left the program; its line is where it was raised.
+
+        What is registered with `atexit` still runs, so this alone is not the end.
+        """
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        self.leaving(code, _innermost(end.__traceback__, self))
+        site = _innermost(end.__traceback__, self)
+        self.event(Kind.EXIT, site=site, code=code, victim=is_victim(end), leaves=False)
 
     def leaving(self, code: int, site: int | None = None) -> None:
-        """The process is about to end itself with `code`."""
+        """The process is about to end itself with `code`, with all its threads."""
         where = self.site(sys._getframe(1)) if site is None else site
-        self.event(Kind.EXIT, site=where, code=code, leaves=not _others())
+        error = sys.exc_info()[1]
+        victim = error is not None and is_victim(error)
+        self.event(Kind.EXIT, site=where, code=code, victim=victim, leaves=True)
+
+    def destroyed(self, group: str, site: int) -> None:
+        """This rank has left `group`, and what exception it was handling then."""
+        error = sys.exc_info()[1]
+        if error is None:
+            self.event(Kind.DESTROY, group=group, site=site)
+            return
+        self.event(
+            Kind.DESTROY,
+            group=group,
+            site=_innermost(error.__traceback__, self) or site,
+            error=f"{type(error).__name__}: {error}"[:2000],
+            victim=is_victim(error),
+        )
 
     def event(self, kind: Kind, *, group: str | None = None, site: int = 0, **detail: object) -> None:
         """Write an event; `detail` is JSON."""
+        if self._detached:
+            return
         string = self.ledger.string
         self.ledger.append(
             kind,
@@ -136,6 +164,7 @@ class Recorder:
         peer: int,
         site: int,
         flags: int,
+        detail: str | None = None,
     ) -> int:
         """Write a collective about to be issued in `group` and return its record's number. The caller holds
         its lock.
@@ -160,7 +189,7 @@ class Recorder:
             string(shape) if shape is not None else 0,
             site,
             string(tag),
-            0,
+            string(detail),
             root,
             peer,
             elements,

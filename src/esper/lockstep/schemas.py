@@ -51,6 +51,7 @@ class OpSchema:
     async_op: int | None
     root: int | None
     peer: int | None
+    tag: int | None
     point_to_point: bool
     blocking: bool
     sized: bool  # whether the element count must be equal on all members
@@ -72,6 +73,7 @@ class OpSchema:
             async_op=at.get("async_op"),
             root=at.get("root_rank"),
             peer=at.get("dst", at.get("src")),
+            tag=at.get("tag"),
             point_to_point=op in ("send", "recv"),
             blocking=operator == "monitored_barrier_",
             sized=op not in _UNSIZED,

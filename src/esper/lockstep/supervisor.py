@@ -11,10 +11,11 @@ from pathlib import Path
 
 from esper.lockstep.diagnosis import Diagnosis, RankEnd, Report, site_text
 from esper.lockstep.entry import Entry, Kind, Times
-from esper.lockstep.evidence import current_line, stack_path
+from esper.lockstep.evidence import current_line, sleeps_in_torch, stack_path
+from esper.lockstep.finding import Finding, Patience, Where
 from esper.lockstep.message import diagnosis_of
-from esper.lockstep.process import SleepWatch, state
-from esper.lockstep.proof import Finding, Patience, Where, prove
+from esper.lockstep.process import SleepWatch, context_switches, ending, state
+from esper.lockstep.proof import prove
 from esper.lockstep.reader import LedgerReader
 from esper.lockstep.view import Ended, View
 
@@ -23,6 +24,8 @@ _IDLE_PROOF = 0.02
 # A thread that computes yields its processor at least this often, and a wait for a lock is shorter.
 _ASLEEP_AFTER = 0.02
 _ANSWER_WITHIN = 0.2
+# A killed process with gigabytes to give back took 70 ms; one that can't end must not hold a verdict up.
+_REAPED_WITHIN = 1.0
 
 
 class Supervisor:
@@ -49,6 +52,9 @@ class Supervisor:
         self._begun = [begun is None] * len(self.pids)
         self._name = begun
         self._sleep = SleepWatch(_ASLEEP_AFTER)
+        self._in_torch: dict[tuple[int, int], tuple[int | None, bool]] = {}
+        self._stopped: dict[int, float] = {}
+        self._held_since: float | None = None
         self.view = View(len(self.pids), self)
         self._next_proof = 0.0
         self.diagnosis: Diagnosis | None = None
@@ -68,8 +74,9 @@ class Supervisor:
         if not (moved or final or now >= self._next_proof):
             return None
         self._next_proof = now + _IDLE_PROOF
+        self._note_stopped(now)
         finding = prove(self.view, now, self.patience, final=final)
-        if finding is None or not self._confirmed(finding, final):
+        if finding is None or not self._confirmed(finding, final) or (not final and self._held(finding, now)):
             return None
         decided = self.decided_at = time.monotonic()
         finding = self._with_evidence(finding)
@@ -94,6 +101,24 @@ class Supervisor:
             finding.guilty.keys(),
         )
 
+    def _held(self, finding: Finding, now: float) -> bool:
+        """Whether to wait for a process that is ending: what it did to its peers is seen before its own end
+        is, and would be taken for theirs.
+        """
+        ends = [seen.rank for seen in self.view.ranks if seen.ended is None and ending(self.pids[seen.rank])]
+        if not ends or finding.guilty.keys() <= set(ends):
+            self._held_since = None
+            return False
+        self._held_since = now if self._held_since is None else self._held_since
+        return now - self._held_since < _REAPED_WITHIN
+
+    def _note_stopped(self, now: float) -> None:
+        for seen in self.view.ranks:
+            if seen.ended is None and self.state(seen.rank) in "Tt":
+                self._stopped.setdefault(seen.rank, now)
+            else:
+                self._stopped.pop(seen.rank, None)
+
     def read(self) -> bool:
         """Take what the ranks have written since the last look; whether there was anything."""
         moved = False
@@ -104,7 +129,7 @@ class Supervisor:
                     (
                         index
                         for index, entry in enumerate(entries)
-                        if entry.kind is Kind.BEGIN and entry.detail["name"] == self._name
+                        if entry.kind is Kind.BEGIN and entry.detail.get("name") == self._name
                     ),
                     None,
                 )
@@ -163,7 +188,20 @@ class Supervisor:
         return self._readers[rank].threads()
 
     def asleep(self, entry: Entry) -> bool:
-        return self._sleep.asleep(self.pids[entry.rank], entry.thread)
+        pid, thread = self.pids[entry.rank], entry.thread
+        if not self._sleep.asleep(pid, thread):
+            return False
+        # Asking wakes it, so the answer holds for as long as it has not run since.
+        asked = self._in_torch.get((entry.rank, thread))
+        if asked is None or asked[0] != context_switches(pid, thread):
+            path = stack_path(self.run_dir, entry.rank)
+            answer = sleeps_in_torch(pid, thread, path, _ANSWER_WITHIN)
+            asked = self._in_torch[entry.rank, thread] = context_switches(pid, thread), answer
+            self._sleep.asleep(pid, thread)
+        return asked[1]
 
     def state(self, rank: int) -> str:
         return state(self.pids[rank])
+
+    def stopped_since(self, rank: int) -> float | None:
+        return self._stopped.get(rank)
