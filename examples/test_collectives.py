@@ -41,8 +41,8 @@ def test_an_exception_on_one_rank(ddp: DDP) -> None:
 
 
 @pytest.mark.ddp(patience=1.0)
-@pytest.mark.ddp_fault("stop", rank=3, op="all_reduce", nth=2)
-@pytest.mark.ddp_expect("frozen", guilty=[3], op="all_reduce")
+@pytest.mark.ddp_fault("stop", rank=2, op="all_reduce", nth=2)
+@pytest.mark.ddp_expect("frozen", guilty=[2], op="all_reduce")
 def test_a_stopped_rank(ddp: DDP) -> None:
     for _ in range(3):
         dist.all_reduce(torch.ones(8, device=ddp.device))
