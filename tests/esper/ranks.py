@@ -6,6 +6,7 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -32,7 +33,7 @@ def run_ranks(body: Callable[[int], Any], world_size: int, timeout: float = 20.0
     with tempfile.TemporaryDirectory() as folder:
         ends, processes = [], []
         for rank in range(world_size):
-            ours, theirs = context.Pipe(duplex=False)
+            ours, theirs = context.Pipe()
             process = context.Process(
                 target=_rank, args=(body, rank, world_size, Path(folder) / "store", theirs)
             )
@@ -44,6 +45,9 @@ def run_ranks(body: Callable[[int], Any], world_size: int, timeout: float = 20.0
         try:
             return [_receive(end, rank, until) for rank, end in enumerate(ends)]
         finally:
+            for end in ends:
+                with suppress(OSError):
+                    end.send(None)
             for process in processes:
                 process.join(max(0.1, min(2.0, until - time.monotonic())))
                 if process.is_alive():
@@ -74,3 +78,7 @@ def _rank(body: Callable[[int], Any], rank: int, world_size: int, store: Path, e
     except Exception as error:  # noqa: BLE001 - whatever a rank raises is what the test looks at
         outcome = Outcome(None, error, time.monotonic() - begun)
     end.send(outcome)
+    # A rank that leaves while another still connects to it breaks that one's start: all stay until all have
+    # answered.
+    with suppress(EOFError, OSError):
+        end.recv()

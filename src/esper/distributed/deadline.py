@@ -27,8 +27,7 @@ from esper.distributed.divergence import ranks_text
 from esper.errors import AgreementDeadline
 from esper.lockstep import awaiting
 
-# Python runs no signal handler inside a wait, so Ctrl-C is answered after at most a slice.
-SLICE = 0.2
+# How long a slice is; also how soon Ctrl-C is answered, since Python runs no signal handler inside a wait.
 POLL = 0.02
 # A rank other than 0 waits in monitored_barrier for its group's time-out, whatever it passes.
 DIAGNOSIS = 0.3
@@ -123,9 +122,7 @@ class Deadline:
         """Whether the operation got done, by a verdict that is the same on every rank."""
         with awaiting(work):
             while True:
-                now = self._clock()
-                quiet = now < quiet_until
-                done = _done_within(work, min(SLICE if quiet else POLL, max(until - now, 0.001)))
+                done = _done_within(work, min(POLL, max(until - self._clock(), 0.001)))
                 now = self._clock()
                 if done:
                     return now < quiet_until or self._board.settle(self._key("verdict"), _HELD) != _CALLED_OFF

@@ -11,6 +11,7 @@ from torch._C._distributed_c10d import HashStore
 
 from esper.distributed.board import Board
 from esper.distributed.deadline import Deadline, Report
+from esper.errors import AgreementDeadline
 from tests.esper.ranks import run_ranks
 
 
@@ -53,6 +54,27 @@ def test_only_an_exchange_late_enough_to_be_called_off_asks_the_store() -> None:
         prompt, slow = outcome.value
         assert prompt == 0
         assert slow >= 1
+
+
+def test_an_exchange_that_completes_after_it_was_called_off_does_not_count() -> None:
+    class CalledOffMeanwhile(HashStore):
+        def check(self, keys: list[str]) -> bool:
+            there = super().check(keys)
+            super().compare_set("1/verdict", "", "called off")
+            return there
+
+    def body(rank: int) -> None:
+        diagnostic = dist.new_group()
+        assert isinstance(diagnostic, dist.ProcessGroup)
+        work = dist.all_reduce(torch.ones(1), async_op=True)
+        assert work is not None
+        times = iter((0.0, 1.5, *(2.0,) * 20))
+        board = Board(CalledOffMeanwhile())
+        Deadline((0,), rank, diagnostic, board, seconds=2.0, clock=lambda: next(times)).wait(work, "the test")
+
+    error = run_ranks(body, 1)[0].error
+    assert isinstance(error, AgreementDeadline)
+    assert str(error).startswith("the test was called off after 2 s")
 
 
 def test_a_store_that_does_not_answer_is_given_up_once() -> None:
