@@ -46,7 +46,7 @@ def cycles(view: View, waits: dict[int, list[Wait]]) -> list[Finding]:
     """Ranks that wait for each other in different groups."""
     needs: dict[int, list[Need]] = {}
     for rank, ones in waits.items():
-        if view.ranks[rank].ended is None and (need := needs_of(view, ones)):
+        if not view.ranks[rank].left and (need := needs_of(view, ones)):
             needs[rank] = need
     while True:
         # A rank one of whose threads waits for somebody who may yet come is free again then.

@@ -63,8 +63,7 @@ def _cannot_come(view: View, waits: dict[int, list[Wait]], rank: int, parties: s
     """Whether an absent rank's vote can never come: it is gone, or it waits for one of the contradicting
     parties.
     """
-    seen = view.ranks[rank]
-    if seen.ended is not None or seen.over is not None:
+    if view.ranks[rank].left:
         return True
     needs = needs_of(view, waits.get(rank, ()))
     return bool(needs) and all(one.peers & parties for one in needs) and asleep(view, needs)

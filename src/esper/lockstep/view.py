@@ -34,6 +34,12 @@ class RankView:
     last: Entry | None = None
     last_of_thread: dict[int, Entry] = field(default_factory=dict)
 
+    @property
+    def left(self) -> bool:
+        """Whether its program is over, or ends now with all its threads: it will issue nothing more."""
+        leaving = [event for event in (self.raised, self.exit) if event is not None]
+        return bool(self.ended or self.over or any(event.detail.get("leaves") for event in leaving))
+
     def fold(self, entry: Entry) -> None:
         """Take one more record of this rank."""
         match entry.kind:

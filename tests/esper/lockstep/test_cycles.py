@@ -1,0 +1,151 @@
+"""Ranks that wait for each other: which of them can never go on."""
+
+from __future__ import annotations
+
+import pytest
+
+from esper.lockstep.entry import Flag
+from tests.esper.lockstep.story import ASYNC, NATIVE, TWO_SECONDS, Story
+
+# wait_cycle
+
+
+def cross_wait(story: Story, flags: Flag = Flag.WAITED) -> None:
+    story.group("a", 0, 1)
+    story.group("b", 0, 1)
+    story.call(0, "all_reduce", "a", flags=flags)
+    story.call(1, "all_reduce", "b")
+
+
+def test_two_ranks_in_each_others_groups() -> None:
+    story = Story(2)
+    cross_wait(story)
+    finding = story.prove()
+    assert finding is not None
+    assert (finding.kind, sorted(finding.guilty)) == ("wait_cycle", [0, 1])
+
+
+def test_the_majority_at_one_place_is_not_guilty() -> None:
+    story = Story(3)
+    story.group("all", 0, 1, 2)
+    story.call(0)
+    story.call(1)
+    story.call(2, "all_reduce", "all")
+    finding = story.prove()
+    assert finding is not None
+    assert (finding.kind, sorted(finding.guilty)) == ("wait_cycle", [2])
+    assert sorted(entry.rank for entry in finding.waiting) == [0, 1]
+
+
+def test_who_only_waits_for_the_cycle_is_not_in_it() -> None:
+    story = Story(3)
+    cross_wait(story)
+    story.call(2)
+    assert story.found() == ("wait_cycle", [0, 1])
+
+
+def test_a_helper_thread_may_yet_come() -> None:
+    story = Story(2)
+    story.threads_of[0] = 2
+    cross_wait(story)
+    assert story.found() is None
+    assert story.found(later=3.0, patience=TWO_SECONDS) == ("stalled", [1])
+
+
+def test_two_threads_that_both_wait_are_no_way_out() -> None:
+    story = Story(2)
+    story.threads_of[0] = 2
+    cross_wait(story)
+    story.group("c", 0, 1)
+    story.call(0, "barrier", "c", thread=77)
+    assert story.found() == ("wait_cycle", [0, 1])
+
+
+def test_a_second_thread_that_waits_for_somebody_free_is_a_way_out() -> None:
+    story = Story(3)
+    story.threads_of[0] = 2
+    cross_wait(story)
+    story.group("c", 0, 2)
+    story.call(0, "barrier", "c", thread=77)
+    assert story.found() is None
+    story.call(2)  # in its turn it waits for the two
+    assert story.found() == ("wait_cycle", [0, 1, 2])
+
+
+def test_a_wait_with_a_time_out_of_its_own_is_no_proof() -> None:
+    story = Story(2)
+    cross_wait(story, Flag.WAITED | Flag.POLLED)
+    assert story.found() is None
+    assert story.found(later=3.0, patience=TWO_SECONDS) is not None
+
+
+def test_an_asynchronous_call_is_no_wait() -> None:
+    story = Story(2)
+    story.group("a", 0, 1)
+    story.group("b", 0, 1)
+    work = story.call(0, "all_reduce", "a", flags=ASYNC)
+    story.call(1, "all_reduce", "b")
+    assert story.found(later=1e6) is None
+    story.begin_wait(work)
+    assert story.found() == ("wait_cycle", [0, 1])
+
+
+def test_a_native_call_waits_only_when_its_thread_sleeps_in_it() -> None:
+    story = Story(2)
+    story.awake.add(0)
+    cross_wait(story, NATIVE)
+    assert story.found() is None
+    story.awake.clear()
+    assert story.found() == ("wait_cycle", [0, 1])
+
+
+def test_a_native_call_does_not_hold_a_thread_that_has_gone_on_to_another_wait() -> None:
+    story = Story(3)
+    story.group("a", 0, 1)
+    story.group("b", 0, 2)
+    story.call(0, "all_reduce", "a", flags=NATIVE)
+    story.call(0, "barrier", "b")  # rank 2 will come, and rank 0 goes on
+    story.group("c", 0, 1)
+    story.call(1, "barrier", "c")
+    assert story.found(later=1e6) is None
+
+
+def test_a_sender_and_a_sender() -> None:
+    story = Story(2)
+    story.point(0, "send", 1)
+    story.point(1, "send", 0)
+    assert story.found() == ("wait_cycle", [0, 1])
+
+
+def test_point_to_point_tags_keep_apart() -> None:
+    story = Story(2)
+    story.point(0, "send", 1, p2p_tag=1)
+    story.point(1, "recv", 0, p2p_tag=2)
+    assert story.found() == ("wait_cycle", [0, 1])
+
+
+def test_a_send_to_a_receiver_from_any_source_is_no_proof() -> None:
+    story = Story(2)
+    received = story.point(1, "recv", -1)
+    story.point(0, "send", 1)
+    story.come_back(received)
+    story.call(1, "barrier")  # the sender's return is not stamped yet
+    assert story.found() is None
+
+
+@pytest.mark.parametrize(
+    ("op", "root", "proved"),
+    [
+        ("broadcast", 0, False),
+        ("scatter", 0, False),
+        ("reduce", 2, False),
+        ("reduce", 0, True),
+        ("broadcast", 2, True),
+    ],
+)
+def test_only_what_the_result_depends_on_holds_a_rank(op: str, root: int, proved: bool) -> None:
+    story = Story(3)
+    story.group("pair", 0, 2)
+    story.call(0, op, root=root)
+    story.call(2, "barrier", "pair")
+    assert (story.found() == ("wait_cycle", [0, 2])) is proved

@@ -1,0 +1,111 @@
+"""Whom a peer brought down is not to blame."""
+
+from __future__ import annotations
+
+import pytest
+
+from esper.lockstep.entry import Kind
+from tests.esper.lockstep.story import NATIVE, TWO_SECONDS, Story
+
+# Victims
+
+
+def test_a_victim_of_a_crash_is_not_blamed_though_it_ends_first() -> None:
+    story = Story(3)
+    story.group("pair", 0, 1)
+    broken = story.call(1)
+    story.call(0, "barrier", "pair")
+    story.come_back(broken, failed=True)
+    story.raises(1, victim=True)
+    story.ends_process(1, 1)
+    assert story.found() is None
+    story.ends_process(2, -9)
+    assert story.found() == ("crashed", [2])
+
+
+@pytest.mark.parametrize("how", ["destroy", "exit", "over", "unwinding destroy"])
+def test_a_victim_that_cleans_up_is_not_blamed(how: str) -> None:
+    story = Story(3)
+    story.group("pair", 0, 1)
+    broken = story.call(1)
+    story.call(0, "barrier", "pair")
+    story.come_back(broken, failed=True)
+    if how == "destroy":
+        story.destroys(1, "pair")
+    elif how == "exit":
+        story.exits(1, 1)
+    elif how == "over":
+        story.ends_program(1)
+    else:
+        story.destroys(1, "pair", error="RuntimeError: closed by peer", victim=True)
+    assert story.found() is None
+    story.ends_process(2, -9)
+    assert story.found() == ("crashed", [2])
+
+
+def test_the_peer_that_brought_a_victim_down_is_named_where_only_the_victim_is_awaited() -> None:
+    story = Story(3)
+    story.group("pair", 0, 1)
+    for rank in range(3):
+        story.call(rank)  # all have entered: nobody lacks rank 2
+    story.ends_process(2, -9)
+    story.raises(1, victim=True)
+    story.ends_process(1, 1)
+    story.call(0, "barrier", "pair")
+    assert story.found() is None
+    assert story.found(later=3.0, patience=TWO_SECONDS) == ("crashed", [2])
+
+
+def test_an_excuse_without_a_culprit_does_not_hold() -> None:
+    story = Story(2)
+    story.call(0)
+    story.raises(1, victim=True)
+    story.ends_process(1, 1)
+    assert story.found(later=1.0, patience=TWO_SECONDS) is None
+    assert story.found(later=3.0, patience=TWO_SECONDS) == ("raised", [1])
+
+
+def test_an_abort_inside_a_collective_is_gloos_answer_to_a_peer() -> None:
+    story = Story(3)
+    story.group("pair", 0, 1)
+    story.call(1)
+    story.call(0, "barrier", "pair")
+    story.ends_process(1, -6)
+    assert story.found() is None
+    story.ends_process(2, 1)
+    assert story.found() == ("exited", [2])
+
+
+def test_an_exception_at_the_line_of_a_pending_reducer_call_is_a_peers_doing() -> None:
+    story = Story(3)
+    story.group("pair", 0, 1)
+    story.call(1, flags=NATIVE)
+    story.call(0, "barrier", "pair")
+    story.write(1, Kind.RAISED, detail={"type": "RuntimeError", "leaves": True})  # same site
+    assert story.found() is None
+
+
+def test_an_exception_elsewhere_while_a_reducer_call_is_pending_is_the_programs_own() -> None:
+    story = Story(2)
+    story.group("pair", 0, 1)
+    story.call(1, flags=NATIVE)
+    story.call(0, "barrier", "pair")
+    story.raises(1, line=99)
+    assert story.found() == ("raised", [1])
+
+
+def test_a_wait_given_up_before_the_end_is_the_programs_own_affair() -> None:
+    story = Story(2)
+    given_up = story.call(0)
+    story.come_back(given_up, failed=True)
+    story.now += 1.0
+    story.exits(1)
+    assert story.found() is None
+
+
+def test_a_wait_broken_just_before_the_death_was_noticed_counts() -> None:
+    story = Story(2)
+    broken = story.call(0)
+    story.come_back(broken, failed=True)
+    story.ends_process(1, -9)
+    assert story.found() == ("crashed", [1])
