@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 Undo = Callable[[], None]
@@ -11,9 +13,14 @@ Undo = Callable[[], None]
 
 def wrap(owner: Any, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Undo:
     """Replace `owner.name` by `wrapper(original)`; returns what puts the original back."""
-    original = vars(owner)[name] if isinstance(owner, type) else getattr(owner, name)
-    setattr(owner, name, wrapper(original))
-    return lambda: setattr(owner, name, original)
+    found = inspect.getattr_static(owner, name)
+    inherited = name not in vars(owner)
+    if isinstance(found, staticmethod | classmethod):
+        setattr(owner, name, type(found)(wrapper(found.__func__)))
+    else:
+        setattr(owner, name, wrapper(found))
+    # What a parent has is seen again when the child's own is gone.
+    return partial(delattr, owner, name) if inherited else partial(setattr, owner, name, found)
 
 
 def wrap_target(target: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Undo:
@@ -32,4 +39,6 @@ def wrap_target(target: str, wrapper: Callable[[Callable[..., Any]], Callable[..
             raise LookupError(f"target {target!r}: {getattr(owner, '__name__', owner)!r} has no {part!r}")
         if part is not name:
             owner = getattr(owner, part)
+    if not callable(getattr(owner, name)):
+        raise LookupError(f"target {target!r}: {name!r} can't be called")
     return wrap(owner, name, wrapper)
