@@ -255,8 +255,8 @@ def expect(kind: Any, **given: Any) -> pytest.MarkDecorator:
         ),
         (
             expect("missing", raises=int),
-            "ddp_expect('missing', raises=<class 'int'>): raises=<class 'int'> must be an exception class, or "
-            "a dict of rank and class",
+            "ddp_expect('missing', raises=<class 'int'>): raises=<class 'int'> must be an exception class, "
+            "or a dict of rank and class",
         ),
         (
             expect("missing", raises={4: ValueError}),
