@@ -47,6 +47,7 @@ class Report:
     missing: tuple[int, ...]
     late: tuple[int, ...]  # came after the exchange was called off
     barrier: str  # what monitored_barrier said to the writer, "" if it passed
+    store_silent: bool = False  # then nobody knows who came
 
     def error(self) -> AgreementDeadline:
         """The error that every rank raises, with the same text."""
@@ -61,6 +62,9 @@ class Report:
         return "\n".join(lines)
 
     def _who(self) -> str:
+        if self.store_silent:
+            where = "it lives with rank 0 or the launcher"
+            return f"the job's store does not answer ({where}), so who came is unknown"
         if self.missing:
             return f"{ranks_text(self.missing)} of {self.world_size} did not come"
         if self.late:
@@ -167,16 +171,15 @@ class Deadline:
 
     def _settle_report(self, where: str, barrier: str) -> str:
         answers = {rank: self._board.read(self._key(f"here/{rank}")) for rank in self._ranks}
+        silent = self._board.silent
         mine = Report(
             where=where,
             seconds=self._seconds,
             world_size=len(self._ranks),
-            # A silent store can't tell who is there; then monitored_barrier's text has to do.
-            missing=()
-            if self._board.silent
-            else tuple(rank for rank in self._ranks if answers[rank] is None),
+            missing=() if silent else tuple(rank for rank in self._ranks if answers[rank] is None),
             late=tuple(rank for rank in self._ranks if answers[rank] == "late"),
             barrier=barrier,
+            store_silent=silent,
         )
         text = json.dumps(asdict(mine))
         return self._board.settle(self._key("report"), text) or text

@@ -118,3 +118,8 @@ def test_the_report_says_who_did_not_come() -> None:
     stuck = Report("the agreement of epoch 7", 60.0, 4, (), (), "")
     assert str(stuck.error()).endswith("every rank came, but the exchange did not complete")
     assert stuck.error().guilty == ()
+    silent = Report("the agreement of epoch 7", 60.0, 4, (), (), "", store_silent=True)
+    assert str(silent.error()) == (
+        "the agreement of epoch 7 was called off after 60 s: the job's store does not answer "
+        "(it lives with rank 0 or the launcher), so who came is unknown"
+    )
