@@ -71,14 +71,14 @@ def _agreed(frame: Frame, run: Run, by_rank: Mapping[int, Sequence[Any]]) -> lis
                 f"rank {rank} {' '.join(_end(report))}" for rank, report in sorted(reports.items())
             )
             merged.append(_report(frame, when, "failed", f"the ranks disagree: {told}"))
-            if when == "setup":
-                break  # those that went on to the call were not in step with the others
         else:
             report = reports[min(reports)]
             report.sections = _sections(reports)
             if when == "call":
                 report.duration = frame.seconds
             merged.append(report)
+        if when == "setup" and merged[-1].failed:
+            break  # ranks that went on to the call were not in step with the others
     if merged and merged[-1].when != "teardown":
         merged.append(_report(frame, "teardown", "passed"))
     return merged

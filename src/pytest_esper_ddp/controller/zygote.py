@@ -117,6 +117,7 @@ class ZygoteClient:
         """Tell it to collect the files of these items; it answers when it is ready to fork."""
         options = {key: value for key, value in vars(self._config.option).items() if _pickles(value)}
         options.update({key: value for key, value in _RESET.items() if key in options})
+        options.pop("file_or_dir", None)  # the files below; pytest's parser warns of others on stderr
         # Our own modules were imported before its pytest could rewrite them, and warnings may be errors.
         options["pythonwarnings"] = [*(options.get("pythonwarnings") or ()), _ALREADY_IMPORTED]
         files = tuple(dict.fromkeys(str(item.path) for item in items))
