@@ -7,5 +7,15 @@ from esper.lockstep.diagnosis import Diagnosis, Report
 from esper.lockstep.errors import DivergenceError, FieldDifference, LedgerError
 from esper.lockstep.tags import tag
 from esper.lockstep.waiting import awaiting
+from esper.lockstep.watching import watch
 
-__all__ = ["Diagnosis", "DivergenceError", "FieldDifference", "LedgerError", "Report", "awaiting", "tag"]
+__all__ = [
+    "Diagnosis",
+    "DivergenceError",
+    "FieldDifference",
+    "LedgerError",
+    "Report",
+    "awaiting",
+    "tag",
+    "watch",
+]

@@ -118,6 +118,8 @@ def tensor_text(entry: Entry) -> str:
         parts.append(f"root {entry.root}")
     if entry.peer >= 0:
         parts.append(f"{'to' if entry.op == 'send' else 'from'} rank {entry.peer}")
+    if "ranks" in entry.detail:
+        parts.append(f"ranks {', '.join(map(str, entry.detail['ranks']))}")
     if entry.tag is not None:
         parts.append(f"tag {entry.tag}")
     return f" ({', '.join(parts)})" if parts else ""

@@ -21,6 +21,8 @@ class Kind(IntEnum):
     EXIT = 4
     OVER = 5
     BEGIN = 6
+    AUDIT = 8
+    UNREGISTERED = 9  # trainable parameters that no reducer has
     FAULT = 7  # something outside the program was done to it: what, in the detail
 
 

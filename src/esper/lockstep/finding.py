@@ -48,6 +48,7 @@ class Finding:
     sequence: int
     waiting: tuple[Entry, ...]
     guilty: dict[int, Where | None]
+    subject: str = ""  # what differs, where it is no call
 
     @property
     def rank_order(self) -> tuple[float, int]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
-from esper.lockstep.entry import Kind
+from esper.lockstep.entry import Flag, Kind, Time
 from esper.lockstep.recorder import GroupRecord, Recorder
 
 
@@ -21,6 +23,8 @@ class Groups:
         self._recorder = recorder
         self._known: dict[str, GroupRecord] = {}
         self._channels: dict[str, GroupRecord] = {}
+        self._together: dict[str, GroupRecord] = {}
+        self._before_destroy: Callable[[FrameType], None] = lambda frame: None
         self._generation: dict[str, int] = {}
         self._undo: list[Callable[[], None]] = []
 
@@ -40,8 +44,44 @@ class Groups:
             )
         return known
 
+    def together(
+        self,
+        key: str,
+        members: tuple[int, ...],
+        op: str,
+        *,
+        same: str,
+        detail: dict[str, object],
+        site: int,
+        waits: bool = False,
+    ) -> int:
+        """Record a call that all `members` make in step though it is no collective of torch's.
+
+        `same` must be equal on all of them; `waits`: it does not return without them. Returns the record's
+        number.
+        """
+        record = self._together.get(key)
+        if record is None:
+            record = self._together[key] = GroupRecord(key, self._recorder.ledger.string(key), members)
+            self._announce(record)
+        text = json.dumps({"same": same, **detail})
+        flags = int(Flag.WAITED) if waits else 0
+        with record.lock:
+            return self._recorder.collective(
+                record, op, None, None, None, 0, -1, -1, site, flags, text, same=same
+            )
+
+    def position(self) -> int:
+        """How many collectives of the default group this rank has entered: a place that ranks have in
+        common.
+        """
+        default = dist.group.WORLD
+        record = None if default is None else self._known.get(default.group_name)
+        return 0 if record is None else record.next
+
     def begin(self) -> None:
         """A new program starts in this process: number every group's collectives from 0 again."""
+        self._together.clear()
         for record in (*self._known.values(), *self._channels.values()):
             record.next, record.chain = 0, 0
         for record in self._known.values():
@@ -49,7 +89,8 @@ class Groups:
 
     def summary(self) -> dict[str, tuple[int, int, tuple[int, ...]]]:
         """Per group: collectives so far, their chained digest, and the members."""
-        return {record.key: (record.next, record.chain, record.members) for record in self._known.values()}
+        records = (*self._known.values(), *self._together.values())
+        return {record.key: (record.next, record.chain, record.members) for record in records}
 
     def _meet(self, name: str, group: Any) -> GroupRecord:
         key = self._key(name, world=group is dist.group.WORLD)
@@ -79,14 +120,19 @@ class Groups:
         self._channels.pop(key, None)
         self._recorder.destroyed(key, site)
 
-    def install(self) -> None:
-        """Record destroy_process_group and os._exit, with their call sites."""
+    def install(self, before_destroy: Callable[[FrameType], None]) -> None:
+        """Record new_group, destroy_process_group and os._exit, with their call sites.
+
+        `before_destroy` is called with the caller's frame while the groups that end still stand.
+        """
+        self._before_destroy = before_destroy
         recorder = self._recorder
-        destroy, leave = c10d.destroy_process_group, os._exit
+        destroy, leave, new_group = c10d.destroy_process_group, os._exit, c10d._new_group_with_tag
 
         def destroy_process_group(group: Any = None) -> None:
             if dist.is_initialized():
                 site = recorder.site(sys._getframe(1))
+                self._before_destroy(sys._getframe(1))
                 ends_all = group is None or group is dist.group.WORLD
                 # A group that it is not in, or one destroyed before: torch's to judge.
                 for one in [one for one in c10d._world.pg_map if ends_all or one is group]:
@@ -97,12 +143,40 @@ class Groups:
             recorder.leaving(status, recorder.site(sys._getframe(1)))
             leave(status)
 
+        def _new_group_with_tag(ranks: Any = None, *args: Any, **kwargs: Any) -> Any:
+            # One that only its members create need not be the same call everywhere.
+            if kwargs.get("use_local_synchronization"):
+                return new_group(ranks, *args, **kwargs)
+            number = self._creating(ranks, sys._getframe(1))
+            try:
+                created = new_group(ranks, *args, **kwargs)
+            except BaseException:
+                recorder.ledger.stamp(number, Time.WAIT_ENDED, Flag.FAILED)
+                raise
+            recorder.ledger.stamp(number, Time.WAIT_ENDED)
+            return created
+
         for holder, name, patched in (
+            (c10d, "_new_group_with_tag", _new_group_with_tag),
             (c10d, "destroy_process_group", destroy_process_group),
             (dist, "destroy_process_group", destroy_process_group),
             (os, "_exit", _exit),
         ):
-            self._undo.append(_patch(holder, name, patched))
+            self._undo.append(patch(holder, name, patched))
+
+    def _creating(self, ranks: Any, frame: FrameType) -> int:
+        world = dist.group.WORLD
+        members = self.of(world).members
+        wanted = sorted(ranks) if ranks is not None else list(members)
+        return self.together(
+            f"groups of {self.of(world).key}",
+            members,
+            "new_group",
+            same=str(wanted),
+            detail={"ranks": wanted},
+            site=self._recorder.site(frame),
+            waits=True,
+        )
 
     def uninstall(self) -> None:
         """Put the patched functions back."""
@@ -110,7 +184,8 @@ class Groups:
             self._undo.pop()()
 
 
-def _patch(holder: Any, name: str, value: Any) -> Callable[[], None]:
+def patch(holder: Any, name: str, value: Any) -> Callable[[], None]:
+    """Set an attribute; returns what puts the former value back."""
     original = getattr(holder, name)
     setattr(holder, name, value)
     return lambda: setattr(holder, name, original)

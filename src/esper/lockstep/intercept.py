@@ -22,6 +22,7 @@ from esper.lockstep.entry import Flag, Time
 from esper.lockstep.errors import InterceptionUnavailable
 from esper.lockstep.groups import Groups
 from esper.lockstep.recorder import VICTIM, Recorder
+from esper.lockstep.replicas import Replicas
 from esper.lockstep.schemas import NOT_COLLECTIVE, OpSchema
 
 # Works that nobody waits on are looked through when there are this many.
@@ -56,6 +57,7 @@ class Interception:
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self.groups = Groups(recorder)
+        self.replicas = Replicas(recorder, self.groups)
         self.interposer: Interposer | None = None
         self.detached = False
         self._library: Any = None
@@ -78,13 +80,15 @@ class Interception:
                 overload, self._kernel(overload, OpSchema.of(schema)), "BackendSelect", with_keyset=True
             )
         self._patch_wait()
-        self.groups.install()
+        self.groups.install(lambda frame: self.replicas.audit("destroy", frame))
+        self.replicas.install()
         tags.set_recording(True)
 
     def uninstall(self) -> None:
         """Put everything back as it was."""
         tags.set_recording(False)
         waiting.set_observer(None)
+        self.replicas.uninstall()
         self.groups.uninstall()
         if self._original_wait is not None:
             dist.Work.wait = self._original_wait  # type: ignore[method-assign]
@@ -93,6 +97,23 @@ class Interception:
             self._library._destroy()
             self._library = None
         self._works.clear()
+
+    def begin(self, name: str) -> None:
+        """A new program starts on this rank: everything is counted from 0 again."""
+        self.recorder.begin(name)
+        self.groups.begin()
+        self.replicas.begin()
+
+    def summary(self) -> dict[str, tuple[int, int, tuple[int, ...]]]:
+        """Per group: collectives so far, their chained digest, and the members; the audits under `audits`.
+
+        Ranks whose summaries are equal have nothing to compare.
+        """
+        summary = self.groups.summary()
+        default = summary.get("default")
+        if default is not None:
+            summary["audits"] = (0, self.replicas.chain, default[2])
+        return summary
 
     def detach(self) -> None:
         """In a forked child: stop recording, or a loader's worker that ends would be its parent's end."""
@@ -148,6 +169,8 @@ class Interception:
             ):
                 # A blocking operator returns nothing, neither tensors nor a work.
                 return None if schema.blocking else _completed(args[0] if schema.tensors_returned else None)
+            if op == "barrier" and not native:
+                self.replicas.audit("barrier", frame)
             record_in = groups.channel(group) if schema.point_to_point else group
             with record_in.lock:
                 number = recorder.collective(

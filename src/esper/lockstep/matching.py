@@ -23,11 +23,14 @@ class Signature(NamedTuple):
     root: int
     dtype: str | None
     elements: int
+    same: str | None
 
 
 def signature(entry: Entry) -> Signature:
     """The matching fields of a collective. Barriers carry a dummy tensor, which is no part of it."""
-    return Signature(entry.op, entry.reduce_op, entry.root, entry.dtype, entry.elements)
+    return Signature(
+        entry.op, entry.reduce_op, entry.root, entry.dtype, entry.elements, entry.detail.get("same")
+    )
 
 
 @dataclass
@@ -193,14 +196,14 @@ class Matching:
 
         def take(entry: Entry, lacks: tuple[int, ...], *, sure: bool = True) -> None:
             fresh = refresh(entry)
-            if fresh is not None and fresh.waited():
+            if lacks and fresh is not None and fresh.waited():
                 found.setdefault(fresh.rank, []).append(Wait(fresh, lacks, sure))
 
         for slot in self.open():
             absent = tuple(slot.absent)
             sure = self._unread.isdisjoint(absent)
             for entry in slot.entries.values() if absent else ():
-                take(entry, absent, sure=sure)
+                take(entry, _needed(entry, absent), sure=sure)
         for (group, source, target, _), (sends, receives) in self._channels.items():
             # An earlier receive from any source may have taken a send.
             sure = self._unread.isdisjoint((source, target)) and (group, target) not in self._any_source
@@ -213,3 +216,9 @@ class Matching:
             for entry in received:
                 take(entry, others, sure=False)
         return found
+
+
+def _needed(entry: Entry, absent: tuple[int, ...]) -> tuple[int, ...]:
+    """Of the absent, those that this entry waits for: every rank makes a new group, its members connect."""
+    members = entry.detail.get("ranks")
+    return absent if members is None else tuple(rank for rank in absent if rank in members)

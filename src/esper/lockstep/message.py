@@ -11,7 +11,7 @@ from esper.lockstep.diagnosis import (
     site_text,
     tensor_text,
 )
-from esper.lockstep.entry import Entry
+from esper.lockstep.entry import Entry, Kind
 from esper.lockstep.finding import Finding, Where
 from esper.lockstep.matching import Slot
 
@@ -19,19 +19,20 @@ from esper.lockstep.matching import Slot
 def diagnosis_of(finding: Finding, *, decided: float, last_settled: Slot | None) -> Diagnosis:
     """The record of one finding; `decided` is when the proof was complete, in seconds of CLOCK_MONOTONIC."""
     first = finding.waiting[0] if finding.waiting else None
+    called = first is not None and first.kind is Kind.COLLECTIVE
     return Diagnosis(
         kind=finding.kind,
         guilty=tuple(sorted(finding.guilty)),
         group=finding.group,
         sequence=finding.sequence,
         waiting=Waiting(
-            ranks=tuple(sorted({entry.rank for entry in finding.waiting})),
-            op=first.op if first else None,
+            ranks=tuple(sorted({entry.rank for entry in finding.waiting} - finding.guilty.keys())),
+            op=first.op if first and called else None,
             reduce_op=first.reduce_op if first else None,
             dtype=first.dtype if first else None,
             shape=first.shape if first else None,
             site=site_text(first.site) if first else None,
-            tag=first.tag if first else None,
+            tag=first.tag if first and called else None,
         ),
         guilty_at={
             rank: GuiltyAt("running")
@@ -62,6 +63,8 @@ def _call(entry: Entry) -> str:
 
 
 def _headline(finding: Finding) -> str:
+    if finding.subject:
+        return finding.subject
     guilty = ranks_text(finding.guilty)
     first = finding.waiting[0] if finding.waiting else None
     awaited = f"{_call(first)}{tensor_text(first)}" if first else "a collective"
@@ -74,6 +77,12 @@ def _headline(finding: Finding) -> str:
             )
         case "mismatch" | "order" | "peer":
             return f"{guilty} contradict each other in {awaited}; neither has a majority"
+        case "group" if others:
+            return (
+                f"{guilty} make{'' if plural else 's'} another group than {ranks_text(others)} in {awaited}"
+            )
+        case "group":
+            return f"{guilty} make different groups in {_call(first) if first else 'new_group'}"
         case "wait_cycle" if others:
             return f"{guilty} and {ranks_text(others)} wait for each other: {awaited} can't complete"
         case "wait_cycle":
@@ -101,6 +110,12 @@ def _by_place(finding: Finding) -> list[list[Entry]]:
 
 def _waiting_row(entries: list[Entry]) -> tuple[str, str, str]:
     ranks = [entry.rank for entry in entries]
+    if entries[0].kind is Kind.AUDIT:
+        return (
+            f"{ranks_text(ranks)} {'agrees' if len(ranks) == 1 else 'agree'}",
+            short_site(entries[0].site),
+            "",
+        )
     verb = "waits" if len(ranks) == 1 else "wait"
     return f"{ranks_text(ranks)} {verb} in {_call(entries[0])}", short_site(entries[0].site), ""
 
@@ -109,6 +124,10 @@ def _guilty_row(rank: int, where: Where | None) -> tuple[str, str, str]:
     if where is None:
         return f"rank {rank} has not come", "(no line known)", ""
     site = short_site(where.site)
+    if where.entry is not None and where.entry.op == "DistributedDataParallel":
+        return f"rank {rank} builds {_call(where.entry)}", site, "differs"
+    if where.state == "differs":
+        return f"rank {rank}", site, "differs"
     if where.entry is not None:
         return f"rank {rank} is in {_call(where.entry)}{tensor_text(where.entry)}", site, "differs"
     did = {"killed": "was killed", "raised": "raised", "exited": "is over", "stopped": "is stopped"}.get(

@@ -15,6 +15,7 @@ _ALL_TO_ALL = {
     "all_to_all",
     "barrier",
     "monitored_barrier",
+    "new_group",
 }
 _ROOT_NEEDS_ALL = {"reduce", "gather"}
 _ALL_NEED_ROOT = {"broadcast", "scatter"}

@@ -8,12 +8,16 @@ be its consequence.
 from __future__ import annotations
 
 from esper.lockstep.cycles import asleep, cycles, needs_of
+from esper.lockstep.drift import model_subject, replica_findings
 from esper.lockstep.entry import Flag
 from esper.lockstep.finding import Finding, Patience, in_collective
 from esper.lockstep.gone import gone
 from esper.lockstep.matching import Slot, Wait, signature
 from esper.lockstep.suspicion import suspects, unexplained
 from esper.lockstep.view import View
+
+# What ranks make in step, though it is no collective: kind of a contradiction in it.
+_MADE_TOGETHER = {"new_group": "group", "DistributedDataParallel": "model"}
 
 __all__ = ["Finding", "Patience", "prove"]
 
@@ -23,6 +27,7 @@ def prove(view: View, now: float, patience: Patience, *, final: bool = False) ->
     waits = view.waits()
     findings, undecided = mismatches(view, waits, now, patience, final)
     findings += gone(view, waits, undecided)
+    findings += replica_findings(view, now, patience, final=final)
     if not findings and not undecided:
         findings = (
             cycles(view, waits)
@@ -75,10 +80,13 @@ def _mismatch(view: View, slot: Slot, sides: list[list[int]], since: float) -> F
     bad = [rank for side in sides for rank in side if rank not in good]
     waiting = tuple(slot.entries[rank] for rank in (good or bad))
     kind = "mismatch"
-    if len(bad) == 1 and good and _swapped(view, slot, bad[0], good[0]):
+    if (op := next(iter(slot.entries.values())).op) in _MADE_TOGETHER:
+        kind = _MADE_TOGETHER[op]
+    elif len(bad) == 1 and good and _swapped(view, slot, bad[0], good[0]):
         kind = "order"
     elif good and any(slot.entries[rank].times.flags & Flag.UNWINDING for rank in bad):
         kind = "raised"  # a clean-up collective in `finally`: the exception is the cause
+    subject = model_subject(slot.entries[sides[0][0]], slot.entries[sides[1][0]]) if kind == "model" else ""
     return Finding(
         kind,
         since,
@@ -86,6 +94,7 @@ def _mismatch(view: View, slot: Slot, sides: list[list[int]], since: float) -> F
         slot.sequence,
         waiting,
         {rank: in_collective(slot.entries[rank]) for rank in bad},
+        subject=subject,
     )
 
 

@@ -41,10 +41,11 @@ def main() -> None:
     os.register_at_fork(after_in_child=interception.detach)
     sys.argv = sys.argv[2:]
     sys.path[0] = str(Path(script).resolve().parent)
-    recorder.begin(script)
+    interception.begin(script)
     status = 0
     try:
         runpy.run_path(script, run_name="__main__")
+        interception.replicas.audit("end", None)
     except SystemExit as end:
         recorder.leaving_by(end)
         raise

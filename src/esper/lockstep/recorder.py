@@ -104,6 +104,36 @@ class Recorder:
             victim=is_victim(error),
         )
 
+    def audited(
+        self,
+        group: str,
+        position: int,
+        source: str,
+        what: str,
+        detail: str,
+        count: int,
+        number: int,
+        digest: int,
+        site: int,
+    ) -> None:
+        """Write the total of an audit of `what`; `position` and `count` say where in the program it was."""
+        if self._detached:
+            return
+        string = self.ledger.string
+        self.ledger.append(
+            Kind.AUDIT,
+            group=string(group),
+            sequence=position,
+            op=string(source),
+            tag=string(what),
+            site=site,
+            detail=string(detail),
+            peer=count,
+            elements=number,
+            digest=digest & ((1 << 64) - 1),
+            thread=self.thread(),
+        )
+
     def event(self, kind: Kind, *, group: str | None = None, site: int = 0, **detail: object) -> None:
         """Write an event; `detail` is JSON."""
         if self._detached:
@@ -140,13 +170,20 @@ class Recorder:
         return known
 
     def signature(
-        self, op: str, reduce_op: str | None, dtype: object, elements: int, root: int, tag: str | None
+        self,
+        op: str,
+        reduce_op: str | None,
+        dtype: object,
+        elements: int,
+        root: int,
+        tag: str | None,
+        same: str | None,
     ) -> int:
         """64 bits of what must be equal on all members, the same in every process."""
-        key = (op, reduce_op, dtype, elements, root, tag)
+        key = (op, reduce_op, dtype, elements, root, tag, same)
         known = self._signatures.get(key)
         if known is None:
-            text = repr((op, reduce_op, str(dtype), elements, root, tag)).encode()
+            text = repr((op, reduce_op, str(dtype), elements, root, tag, same)).encode()
             known = self._signatures[key] = int.from_bytes(
                 hashlib.blake2b(text, digest_size=8).digest(), "little"
             )
@@ -165,6 +202,7 @@ class Recorder:
         site: int,
         flags: int,
         detail: str | None = None,
+        same: str | None = None,
     ) -> int:
         """Write a collective about to be issued in `group` and return its record's number. The caller holds
         its lock.
@@ -175,7 +213,7 @@ class Recorder:
         sequence = group.next
         group.next = sequence + 1
         group.chain = (
-            group.chain * _STEP + self.signature(op, reduce_op, dtype, elements, root, tag)
+            group.chain * _STEP + self.signature(op, reduce_op, dtype, elements, root, tag, same)
         ) & _MASK
         if flags & 1:  # Flag.WAITED; enum arithmetic costs a microsecond here
             ledger.set_threads(threading.active_count())

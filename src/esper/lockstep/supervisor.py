@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from esper.lockstep.audits import read_audit
 from esper.lockstep.diagnosis import Diagnosis, RankEnd, Report, site_text
 from esper.lockstep.entry import Entry, Kind, Times
 from esper.lockstep.evidence import current_line, sleeps_in_torch, stack_path
@@ -180,6 +181,9 @@ class Supervisor:
         return Report(verdict, (self.diagnosis,) if self.diagnosis else (), tuple(ends))
 
     # What the proof asks about live ranks.
+
+    def audit(self, entry: Entry) -> tuple[int, ...] | None:
+        return read_audit(self.run_dir, entry.rank, entry.elements)
 
     def times(self, entry: Entry) -> Times | None:
         return self._readers[entry.rank].times(entry.number)

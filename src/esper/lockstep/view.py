@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from esper.lockstep.auditbook import AuditBook
 from esper.lockstep.entry import Entry, Kind, Times
 from esper.lockstep.matching import Matching, Wait
 
@@ -78,6 +79,9 @@ class Live(Protocol):
     def state(self, rank: int) -> str:
         """The kernel's letter for the process: R, S, D, T, or X when it is gone."""
 
+    def audit(self, entry: Entry) -> tuple[int, ...] | None:
+        """The values of an audit in full, while they are kept."""
+
     def stopped_since(self, rank: int) -> float | None:
         """Since when the process has been found stopped at every look; None when it is not."""
 
@@ -88,6 +92,8 @@ class View:
     def __init__(self, world_size: int, live: Live) -> None:
         self.ranks = [RankView(rank) for rank in range(world_size)]
         self.matching = Matching()
+        self.audits = AuditBook()
+        self.unregistered: dict[str, dict[int, Entry]] = {}  # by model group, then rank
         self.live = live
 
     def fold(self, entries: Sequence[Entry]) -> None:
@@ -97,6 +103,10 @@ class View:
                 self.matching.group(entry.group, tuple(entry.detail.get("ranks", ())))
             elif entry.kind is Kind.COLLECTIVE:
                 self.matching.add(entry)
+            elif entry.kind is Kind.AUDIT:
+                self.audits.add(entry, self.matching.members(entry.group))
+            elif entry.kind is Kind.UNREGISTERED:
+                self.unregistered.setdefault(entry.group, {}).setdefault(entry.rank, entry)
             self.ranks[entry.rank].fold(entry)
 
     def waits(self) -> dict[int, list[Wait]]:

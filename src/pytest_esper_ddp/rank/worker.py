@@ -106,9 +106,10 @@ class Worker:
         manager.register(observer)
         self.warnings.recorded.clear()
         # Every rank counts from 0 again before any of them can issue something.
-        self.recorder.begin(order.name)
-        if self.interception is not None:
-            self.interception.groups.begin()
+        if self.interception is None:
+            self.recorder.begin(order.name)
+        else:
+            self.interception.begin(order.name)
         injector = Injector(order.faults, self.rank, self.recorder, self.interception)
         error = None
         try:
@@ -128,7 +129,7 @@ class Worker:
         return Outcome(
             reports=tuple(serialise(config=item.config, report=report) for report in observer.reports),
             failure=observer.failure,
-            groups=self.interception.groups.summary() if self.interception is not None else {},
+            groups=self.interception.summary() if self.interception is not None else {},
             fired=injector.fired(),
             leaks=snapshot.restore(),
             notes=tuple(current.notes),

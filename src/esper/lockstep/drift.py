@@ -1,0 +1,103 @@
+"""State that must be equal on all ranks and is not: replicas that differ, parameters that nobody averages."""
+
+from __future__ import annotations
+
+from esper.lockstep.auditbook import Audit
+from esper.lockstep.diagnosis import ranks_text
+from esper.lockstep.entry import Entry
+from esper.lockstep.finding import Finding, Patience, Where
+from esper.lockstep.view import View
+
+# Ranks come to the same forward within this many seconds where nothing holds them up; it only decides whom
+# to name.
+_OTHERS_WITHIN = 0.1
+
+
+def replica_findings(view: View, now: float, patience: Patience, *, final: bool) -> list[Finding]:
+    """Drift and incomplete models that are decided."""
+    findings = []
+    for audit in view.audits.differing():
+        sides = audit.sides()
+        since = sorted(min(audit.entries[rank].issued for rank in side) for side in sides)[1]
+        members = audit.members or tuple(range(len(view.ranks)))
+        decided = len(sides[0]) * 2 > len(members) or len(audit.entries) == len(members)
+        if decided or final or now - since > patience.running:
+            findings.append(_drift(view, audit, sides, since))
+            break  # what differs later may follow from this
+    for group, entries in view.unregistered.items():
+        members = view.matching.members(group)
+        since = min(entry.issued for entry in entries.values())
+        if final or len(entries) == len(members) or now - since > _OTHERS_WITHIN:
+            findings.append(_unregistered(group, entries, since))
+    return findings
+
+
+def _drift(view: View, audit: Audit, sides: list[list[int]], since: float) -> Finding:
+    clear = len(sides[0]) > len(sides[1])
+    good = sides[0] if clear else []
+    bad = [rank for side in sides for rank in side if rank not in good]
+    return Finding(
+        "drift",
+        since,
+        audit.key.group,
+        audit.key.position,
+        tuple(audit.entries[rank] for rank in good),
+        {rank: Where("differs", site=audit.entries[rank].site) for rank in bad},
+        subject=_subject(view, audit, sides),
+    )
+
+
+def _subject(view: View, audit: Audit, sides: list[list[int]]) -> str:
+    """`alpha differs: 0.5 on rank 1; 0.75 on ranks 0, 2`, or the first tensor and the ranks on each side."""
+    one, other = audit.entries[sides[0][0]], audit.entries[sides[1][0]]
+    name = _first_difference(view, one, other)
+    if "value" in one.detail:
+        told = [f"{audit.entries[side[0]].detail.get('value')} on {ranks_text(side)}" for side in sides]
+        return f"{name} differs: {'; '.join(told)}"
+    owner = "" if name.startswith(audit.key.what) else f" of {audit.key.what}"
+    return f"{name}{owner} differs between {', '.join(ranks_text(side) for side in sides)}"
+
+
+def _first_difference(view: View, one: Entry, other: Entry) -> str:
+    names = one.detail.get("names", [])
+    mine, theirs = view.live.audit(one), view.live.audit(other)
+    if names != other.detail.get("names"):
+        pairs = zip(names, other.detail.get("names", []), strict=False)
+        return next((f"{a} / {b}" for a, b in pairs if a != b), "the number of tensors")
+    if mine is None or theirs is None:
+        return str(one.detail.get("what", "state"))
+    return str(
+        next((name for name, a, b in zip(names, mine, theirs, strict=False) if a != b), "a later tensor")
+    )
+
+
+def _unregistered(group: str, entries: dict[int, Entry], since: float) -> Finding:
+    names = sorted({name for entry in entries.values() for name in entry.detail.get("names", [])})
+    return Finding(
+        "model",
+        since,
+        group,
+        0,
+        (),
+        {rank: Where("differs", site=entry.site) for rank, entry in entries.items()},
+        subject=f"{', '.join(names)}: in the module, but not in the reducer of its DistributedDataParallel",
+    )
+
+
+def model_subject(good: Entry, bad: Entry) -> str:
+    """The first parameter that two constructions of one DDP model disagree on: its place, name or shape."""
+    mine, theirs = bad.detail.get("parameters", []), good.detail.get("parameters", [])
+    for index, (here, there) in enumerate(zip(mine, theirs, strict=False)):
+        if here != there:
+            return (
+                f"parameter {index} of DistributedDataParallel #{bad.sequence} is {_parameter(here)} on rank "
+                f"{bad.rank} and {_parameter(there)} on rank {good.rank}"
+            )
+    return (
+        f"DistributedDataParallel #{bad.sequence} has {len(mine)} parameters on rank {bad.rank} "
+        f"and {len(theirs)} on rank {good.rank}"
+    )
+
+
+def _parameter(named: list[object]) -> str:
+    return f"{named[0]} {named[1]}"

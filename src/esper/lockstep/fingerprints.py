@@ -1,0 +1,96 @@
+"""Digests of tensors and of nested values: equal bits give equal digests in every process."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+# Long tensors are digested in pieces of this many words, all with the same weights.
+_PIECE = 1 << 16
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_weights: list[Tensor] = []
+
+
+class Leaf(NamedTuple):
+    """One plain value inside a nested one: where it is, a 64-bit digest, and a text for people."""
+
+    path: str
+    digest: int
+    text: str
+
+
+def weights() -> Tensor:
+    """Odd 64-bit words (65536,), pseudo-random but always the same: a plain sum would not see a
+    permutation.
+    """
+    if not _weights:
+        generator = torch.Generator().manual_seed(0x10C2)
+        drawn = torch.randint(-(1 << 62), 1 << 62, (_PIECE,), generator=generator)
+        _weights.append(drawn * 2 + 1)
+    return _weights[0]
+
+
+def words(tensor: Tensor) -> Tensor:
+    """The tensor's bits as int64 words (N,), one an element (two for complex128)."""
+    flat = tensor.detach().reshape(-1).contiguous()
+    return flat.view(_WORDS[min(8, flat.element_size())]).to("cpu", torch.int64)
+
+
+def tensor_digest(tensor: Tensor) -> int:
+    """64 bits of the tensor's bits, dtype and shape; exact integer sums, so in any order the same."""
+    all_words, by = words(tensor), weights()
+    total = 0
+    for index, piece in enumerate(torch.split(all_words, _PIECE)):
+        total += (2 * index + 1) * int(torch.dot(piece, by[: len(piece)]))
+    return (total ^ stable_digest(f"{tensor.dtype}{tuple(tensor.shape)}")) & ((1 << 64) - 1)
+
+
+def running_digests(tensors: Sequence[Tensor]) -> Tensor:
+    """(N,) int64: digest of the bits of tensors 0 to n, for each n. Of one dtype, `_PIECE` elements at most.
+
+    Some 20 us for a small model: one copy and one pass for all of them, where each alone costs 10 us.
+    """
+    flat = torch._C._nn.flatten_dense_tensors(list(tensors)).detach()
+    all_words = flat.view(_WORDS[flat.element_size()]).to(torch.int64)
+    ends = torch.tensor([tensor.numel() for tensor in tensors]).cumsum(0) - 1
+    return (all_words * weights()[: len(all_words)]).cumsum(0)[ends]
+
+
+def stable_digest(text: str) -> int:
+    """64 bits of a text, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def leaves(value: Any, name: str) -> Iterator[Leaf]:
+    """The leaves of tensors, modules and optimisers (by state_dict), mappings and sequences, in their own
+    order.
+    """
+    if isinstance(value, Tensor):
+        yield Leaf(name, tensor_digest(value), _tensor_text(value))
+    elif hasattr(value, "state_dict"):
+        yield from leaves(value.state_dict(), name)
+    elif isinstance(value, Mapping):
+        keys = f"keys {list(value)!r}"
+        yield Leaf(name, stable_digest(keys), keys)
+        for key, part in value.items():
+            yield from leaves(part, f"{name}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        length = f"length {len(value)}"
+        yield Leaf(name, stable_digest(length), length)
+        for index, part in enumerate(value):
+            yield from leaves(part, f"{name}[{index}]")
+    else:
+        yield Leaf(name, stable_digest(repr(value)), repr(value))
+
+
+def _tensor_text(tensor: Tensor) -> str:
+    flat = tensor.detach().reshape(-1)
+    if flat.numel() <= 8:
+        return str(tensor.detach().tolist())
+    if tensor.dtype.is_complex or tensor.dtype == torch.bool:
+        return f"{list(tensor.shape)}"
+    return f"{list(tensor.shape)} of mean {float(flat.double().mean()):.9g}"

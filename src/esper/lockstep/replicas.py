@@ -1,0 +1,277 @@
+"""In the rank: digests of what must be equal on all ranks, at points where it must be.
+
+No collective is needed: digests go into the ledger under a key that ranks have in common, and are compared
+from outside. The points are a DDP model's forward in training mode with gradient sync on, each barrier, and
+the end of the default group or of the program; not an optimiser step, since ZeRO's inner step comes before
+its broadcast.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from esper.lockstep import watching
+from esper.lockstep.audits import Audits
+from esper.lockstep.entry import Kind
+from esper.lockstep.fingerprints import leaves, running_digests, stable_digest, tensor_digest
+from esper.lockstep.groups import Groups, patch
+from esper.lockstep.recorder import Recorder
+
+# One forward in this many elements is audited: 6 ms a million of them, a small part of a step that size.
+_ELEMENTS_A_FORWARD = 20_000
+# A look for parameters that no reducer has may take this share of the time.
+_SHARE = 0.005
+_FUSED_ELEMENTS = 1 << 16
+_MASK = (1 << 63) - 1
+
+
+class _Model:
+    """One DDP model: the parameters that its reducer has, as they were at construction."""
+
+    def __init__(self, ddp: DistributedDataParallel, label: str, group: str) -> None:
+        self.ddp = weakref.ref(ddp)
+        self.label, self.group = label, group
+        ignored = ddp.parameters_to_ignore
+        named = [(name, one) for name, one in ddp.module.named_parameters() if name not in ignored]
+        self.registered = {id(one) for _, one in named if one.requires_grad}
+        self.named = [(plain_name(name), one) for name, one in named if one.requires_grad]
+        self.every = 1 + sum(one.numel() for _, one in self.named) // _ELEMENTS_A_FORWARD
+        self.forwards = 0
+        self.synchronised = False
+        self.local_since: int | None = None  # the first parameter's version when the ranks went on alone
+        self.next_look = 0.0
+        self.reported = False
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """What is still trained: a frozen parameter may differ."""
+        return [(name, one) for name, one in self.named if one.requires_grad]
+
+    def follow_phase(self, synchronises: bool) -> bool:
+        """A forward comes; whether the optimiser has stepped since gradients were last averaged.
+
+        Accumulation under `no_sync` leaves the replicas equal, steps under it don't (local SGD).
+        """
+        version = self.named[0][1]._version if self.named else 0
+        if not synchronises and self.local_since is None:
+            self.local_since = version
+        alone = self.local_since is not None and version != self.local_since
+        if synchronises:
+            self.local_since = None
+        self.synchronised = synchronises
+        return alone
+
+    def unregistered(self) -> list[str]:
+        """Trainable, not ignored parameters of the module that its reducer does not have."""
+        ddp = self.ddp()
+        if ddp is None:
+            return []
+        ignored = ddp.parameters_to_ignore
+        return [
+            name
+            for name, one in ddp.module.named_parameters()
+            if one.requires_grad and id(one) not in self.registered and name not in ignored
+        ]
+
+
+class Replicas:
+    """Follows DDP models and watched values of this process."""
+
+    def __init__(self, recorder: Recorder, groups: Groups) -> None:
+        self._recorder, self._groups = recorder, groups
+        self._audits = Audits(recorder.ledger.path.parent, recorder.ledger.rank)
+        self._models: list[_Model] = []
+        self._by_ddp: weakref.WeakKeyDictionary[DistributedDataParallel, _Model] = weakref.WeakKeyDictionary()
+        self._built: dict[str, int] = {}
+        self._seen: dict[tuple[str, str], tuple[int, int]] = {}
+        self._undo: list[Callable[[], None]] = []
+        self.chain = 0
+
+    def install(self) -> None:
+        """Follow DDP's constructor and forward, and take `watch` calls."""
+        construct: Any = DistributedDataParallel.__init__
+        forward: Any = DistributedDataParallel.forward
+        replicas, arguments = self, inspect.signature(construct)
+
+        def __init__(ddp: Any, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+            frame = sys._getframe(1)
+            given = arguments.bind_partial(ddp, module, *args, **kwargs).arguments
+            replicas._constructing(module, _group_of(given), frame)
+            construct(ddp, module, *args, **kwargs)
+            replicas._constructed(ddp)
+
+        def audited_forward(ddp: Any, *args: Any, **kwargs: Any) -> Any:
+            # Traced by dynamo this would be a graph break in every step.
+            if not torch.compiler.is_compiling():
+                replicas._forward(ddp, sys._getframe(1))
+            return forward(ddp, *args, **kwargs)
+
+        self._undo = [
+            patch(DistributedDataParallel, "__init__", __init__),
+            patch(DistributedDataParallel, "forward", audited_forward),
+        ]
+        watching.start()
+
+    def uninstall(self) -> None:
+        """Put DDP back."""
+        watching.stop()
+        while self._undo:
+            self._undo.pop()()
+
+    def begin(self) -> None:
+        """A new program starts in this process: nothing of the one before is followed."""
+        self._models.clear()
+        self._built.clear()
+        self._seen.clear()
+        self.chain = 0
+        watching.start()
+
+    def audit(self, source: str, frame: FrameType | None) -> None:
+        """Write a digest of everything that is followed, as at a barrier or at the end."""
+        site = self._recorder.site(frame)
+        for model in list(self._models):
+            ddp = model.ddp()
+            if ddp is None:
+                self._models.remove(model)
+            elif model.synchronised and not _has_hook(ddp):
+                self._audit_model(model, source, site)
+        self._audit_watched(source, site)
+
+    def _constructing(self, module: nn.Module, group: Any, frame: FrameType) -> None:
+        """Which parameters, in which order and shape: the same on all ranks, or the reducers pair
+        strangers.
+        """
+        record = self._groups.of(group)
+        named = [
+            [plain_name(name), list(one.shape)]
+            for name, one in module.named_parameters()
+            if one.requires_grad
+        ]
+        self._groups.together(
+            f"DDP in {record.key}",
+            record.members,
+            "DistributedDataParallel",
+            same=f"{stable_digest(json.dumps(named)):016x}",
+            detail={"parameters": named},
+            site=self._recorder.site(frame),
+        )
+
+    def _constructed(self, ddp: DistributedDataParallel) -> None:
+        key = self._groups.of(ddp.process_group).key
+        number = self._built[key] = self._built.get(key, -1) + 1
+        model = _Model(ddp, f"DistributedDataParallel #{number}", key)
+        self._models.append(model)
+        self._by_ddp[ddp] = model
+
+    def _forward(self, ddp: DistributedDataParallel, frame: FrameType) -> None:
+        model = self._by_ddp.get(ddp)
+        if model is None:
+            return
+        self._look_for_unregistered(model, frame)
+        synchronises = ddp.require_backward_grad_sync and ddp.training and torch.is_grad_enabled()
+        stepped_alone = model.follow_phase(ddp.require_backward_grad_sync)
+        if not synchronises:
+            return
+        if model.forwards % model.every == 0 and not stepped_alone and not _has_hook(ddp):
+            self._audit_model(model, "forward", self._recorder.site(frame))
+        model.forwards += 1
+        self._audit_watched("forward", self._recorder.site(frame))
+
+    def _look_for_unregistered(self, model: _Model, frame: FrameType) -> None:
+        now = time.monotonic()
+        if model.reported or now < model.next_look:
+            return
+        names = model.unregistered()
+        spent = time.monotonic() - now
+        model.next_look = now + spent / _SHARE
+        if names:
+            model.reported = True
+            self._recorder.event(
+                Kind.UNREGISTERED, group=model.group, site=self._recorder.site(frame), names=names[:20]
+            )
+
+    def _audit_model(self, model: _Model, source: str, site: int) -> None:
+        named = model.trainable()
+        if not named:
+            return
+        tensors = [one for _, one in named]
+        values = _running(tensors)
+        detail = {"what": model.label, "names": [name for name, _ in named]}
+        self._write(model.group, source, model.label, values, detail, site)
+
+    def _audit_watched(self, source: str, site: int) -> None:
+        for name, value in watching.values():
+            found = list(leaves(value, name))
+            values, total = [], 0
+            for leaf in found:
+                total = (total * 3 + leaf.digest) & _MASK
+                values.append(total)
+            detail: dict[str, object] = {"what": name, "names": [leaf.path for leaf in found]}
+            if len(found) == 1:
+                detail["value"] = found[0].text
+            self._write("default", source, name, values, detail, site)
+
+    def _write(
+        self, group: str, source: str, what: str, values: list[int], detail: Mapping[str, object], site: int
+    ) -> None:
+        position = self._groups.position()
+        # Two audits between the same two collectives are told apart by their count.
+        before, count = self._seen.get((source, what), (-1, 0))
+        count = count + 1 if before == position else 0
+        self._seen[source, what] = (position, count)
+        self.chain = (self.chain * 31 + values[-1] + position) & _MASK
+        self._recorder.audited(
+            group,
+            position,
+            source,
+            what,
+            json.dumps(detail),
+            count,
+            self._audits.append(values),
+            values[-1],
+            site,
+        )
+
+
+def _running(tensors: list[nn.Parameter]) -> list[int]:
+    """Digest of tensors 0 to n for each n."""
+    first = tensors[0]
+    plain = all(
+        type(one) is nn.Parameter and one.dtype == first.dtype and one.device.type == "cpu" for one in tensors
+    )
+    if plain and sum(one.numel() for one in tensors) <= _FUSED_ELEMENTS:
+        digests: list[int] = running_digests(tensors).tolist()
+        return digests
+    values, total = [], 0
+    for one in tensors:
+        total = (total * 3 + (tensor_digest(one) if one.device.type != "meta" else 0)) & _MASK
+        values.append(total)
+    return values
+
+
+def _has_hook(ddp: DistributedDataParallel) -> bool:
+    return bool(getattr(ddp, "_comm_hooks", None))
+
+
+def _group_of(given: Mapping[str, Any]) -> Any:
+    """The group that a DDP constructor's arguments ask for."""
+    if given.get("process_group") is not None:
+        return given["process_group"]
+    mesh = given.get("device_mesh")
+    return mesh.get_group() if mesh is not None and mesh.ndim == 1 else dist.group.WORLD
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what torch.compile puts before it on the ranks that compile."""
+    return name.replace("_orig_mod.", "")
