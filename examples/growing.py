@@ -19,27 +19,21 @@ from pytest_esper_ddp.handle import DDP
 # Seconds after which the program itself gives up on a rank that does not come to an exchange.
 DEADLINE = 1.5
 
-# A seed is germinated on the first plateau and kept some ten epochs later.
+# A seed is germinated on the first plateau and kept some six epochs later.
 GROWING: dict[str, Any] = {
     "run": "digits",
-    "epochs": 30,
+    "epochs": 20,
     "batch_size": 32,
     "optimizer": {"name": "adam", "lr": 0.01},
     "slot": {"tempo": 2},
     "heuristic": {
         "blueprints": ["conv_light"],
-        "plateau_epochs": 2,
-        "plateau_points": 1.5,
+        "plateau_epochs": 1,
+        "plateau_points": 5.0,
         "stable_epochs": 1,
-        "stable_fall": 0.3,
-        "stable_rise": 0.3,
+        "stable_fall": 0.5,
     },
-    "gates": {
-        "min_improvement": -2.0,
-        "min_training_epochs": 3,
-        "min_blending_epochs": 3,
-        "min_contribution": 0.0,
-    },
+    "gates": {"min_training_epochs": 2, "min_blending_epochs": 2},
     "agreement": {"deadline": DEADLINE},
 }
 # No gain is ever small enough for a plateau: the same host, never grown.
@@ -48,19 +42,8 @@ HOST_ALONE: dict[str, Any] = {**GROWING, "heuristic": {**GROWING["heuristic"], "
 EAGER: dict[str, Any] = {
     **GROWING,
     "epochs": 6,
-    "heuristic": {
-        **GROWING["heuristic"],
-        "plateau_epochs": 1,
-        "plateau_points": 200.0,
-        "stable_fall": 1.0,
-        "stable_rise": 1.0,
-    },
-    "gates": {
-        **GROWING["gates"],
-        "min_improvement": -200.0,
-        "min_training_epochs": 1,
-        "min_blending_epochs": 1,
-    },
+    "heuristic": {**GROWING["heuristic"], "plateau_points": 200.0, "stable_fall": 1.0, "stable_rise": 1.0},
+    "gates": {"min_improvement": -200.0, "min_training_epochs": 1, "min_blending_epochs": 1},
 }
 
 

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from esper.lockstep import watching
 from esper.lockstep.audits import Audits
 from esper.lockstep.entry import Kind
-from esper.lockstep.fingerprints import leaves, running_digests, stable_digest, tensor_digest
+from esper.lockstep.fingerprints import ends_of, leaves, running_digests, stable_digest, tensor_digest
 from esper.lockstep.groups import Groups, patch
 from esper.lockstep.recorder import Recorder
 
@@ -35,6 +35,29 @@ _ELEMENTS_A_FORWARD = 20_000
 _SHARE = 0.005
 _FUSED_ELEMENTS = 1 << 16
 _MASK = (1 << 63) - 1
+
+
+class _Trained:
+    """Parameters to digest, with what needs to be worked out only once."""
+
+    def __init__(self, label: str, named: list[tuple[str, nn.Parameter]]) -> None:
+        self.tensors = [one for _, one in named]
+        self.detail = json.dumps({"what": label, "names": [name for name, _ in named]})
+        kinds = {(type(one), one.dtype, one.device.type) for one in self.tensors}
+        one_kind = len(kinds) == 1 and next(iter(kinds))[::2] == (nn.Parameter, "cpu")
+        fused = one_kind and sum(one.numel() for one in self.tensors) <= _FUSED_ELEMENTS
+        self._ends = ends_of(self.tensors) if fused else None
+
+    def digests(self) -> list[int]:
+        """Digest of tensors 0 to n for each n."""
+        if self._ends is not None:
+            digests: list[int] = running_digests(self.tensors, self._ends).tolist()
+            return digests
+        values, total = [], 0
+        for one in self.tensors:
+            total = (total * 3 + (tensor_digest(one) if one.device.type != "meta" else 0)) & _MASK
+            values.append(total)
+        return values
 
 
 class _Model:
@@ -47,6 +70,7 @@ class _Model:
         named = [(name, one) for name, one in ddp.module.named_parameters() if name not in ignored]
         self.registered = {id(one) for _, one in named if one.requires_grad}
         self.named = [(plain_name(name), one) for name, one in named if one.requires_grad]
+        self._trained = _Trained(label, self.named)
         self.every = 1 + sum(one.numel() for _, one in self.named) // _ELEMENTS_A_FORWARD
         self.forwards = 0
         self.synchronised = False
@@ -54,9 +78,12 @@ class _Model:
         self.next_look = 0.0
         self.reported = False
 
-    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+    def trained(self) -> _Trained:
         """What is still trained: a frozen parameter may differ."""
-        return [(name, one) for name, one in self.named if one.requires_grad]
+        count = sum(one.requires_grad for _, one in self.named)
+        if count != len(self._trained.tensors):
+            self._trained = _Trained(self.label, [pair for pair in self.named if pair[1].requires_grad])
+        return self._trained
 
     def follow_phase(self, synchronises: bool) -> bool:
         """A forward comes; whether the optimiser has stepped since gradients were last averaged.
@@ -202,13 +229,9 @@ class Replicas:
             )
 
     def _audit_model(self, model: _Model, source: str, site: int) -> None:
-        named = model.trainable()
-        if not named:
-            return
-        tensors = [one for _, one in named]
-        values = _running(tensors)
-        detail = {"what": model.label, "names": [name for name, _ in named]}
-        self._write(model.group, source, model.label, values, detail, site)
+        trained = model.trained()
+        if trained.tensors:
+            self._write(model.group, source, model.label, trained.digests(), trained.detail, site)
 
     def _audit_watched(self, source: str, site: int) -> None:
         for name, value in watching.values():
@@ -220,11 +243,9 @@ class Replicas:
             detail: dict[str, object] = {"what": name, "names": [leaf.path for leaf in found]}
             if len(found) == 1:
                 detail["value"] = found[0].text
-            self._write("default", source, name, values, detail, site)
+            self._write("default", source, name, values, json.dumps(detail), site)
 
-    def _write(
-        self, group: str, source: str, what: str, values: list[int], detail: Mapping[str, object], site: int
-    ) -> None:
+    def _write(self, group: str, source: str, what: str, values: list[int], detail: str, site: int) -> None:
         position = self._groups.position()
         # Two audits between the same two collectives are told apart by their count.
         before, count = self._seen.get((source, what), (-1, 0))
@@ -242,22 +263,6 @@ class Replicas:
             values[-1],
             site,
         )
-
-
-def _running(tensors: list[nn.Parameter]) -> list[int]:
-    """Digest of tensors 0 to n for each n."""
-    first = tensors[0]
-    plain = all(
-        type(one) is nn.Parameter and one.dtype == first.dtype and one.device.type == "cpu" for one in tensors
-    )
-    if plain and sum(one.numel() for one in tensors) <= _FUSED_ELEMENTS:
-        digests: list[int] = running_digests(tensors).tolist()
-        return digests
-    values, total = [], 0
-    for one in tensors:
-        total = (total * 3 + (tensor_digest(one) if one.device.type != "meta" else 0)) & _MASK
-        values.append(total)
-    return values
 
 
 def _has_hook(ddp: DistributedDataParallel) -> bool:
