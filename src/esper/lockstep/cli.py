@@ -43,9 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from esper.lockstep.launch import run
 
-    report, status = run(command, options.nproc, options.patience)
+    report, status = run(command, options.nproc, options.patience, _tell)
     for diagnosis in report.diagnoses:
         sys.stderr.write(diagnosis.message + "\n")
     if options.report is not None:
         options.report.write_text(json.dumps(report.to_json(), indent=1) + "\n")
     sys.exit(status)
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

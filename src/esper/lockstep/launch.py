@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -36,7 +36,9 @@ def run_directory() -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def run(command: Sequence[str], world_size: int, patience: float) -> tuple[Report, int]:
+def run(
+    command: Sequence[str], world_size: int, patience: float, show: Callable[[str], None]
+) -> tuple[Report, int]:
     """Run `command` (script and arguments) on `world_size` ranks; the report, and the exit status for the
     shell.
     """
@@ -55,6 +57,7 @@ def run(command: Sequence[str], world_size: int, patience: float) -> tuple[Repor
             [process.pid for process in processes],
             patience=Patience(running=patience, stopped=min(patience, 0.5) if patience < 60 else patience),
             internal=INTERNAL,
+            show=show,
         )
         store = serve_store(listener, world_size)
         try:

@@ -5,19 +5,21 @@ itself.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from esper.lockstep.audits import read_audit
 from esper.lockstep.diagnosis import Diagnosis, RankEnd, Report, site_text
-from esper.lockstep.entry import Entry, Kind, Times
+from esper.lockstep.entry import Entry, Kind, Site, Times
 from esper.lockstep.evidence import current_line, sleeps_in_torch, stack_path
 from esper.lockstep.finding import Finding, Patience, Where
+from esper.lockstep.lateness import LateWatch
 from esper.lockstep.message import diagnosis_of
 from esper.lockstep.process import SleepWatch, context_switches, ending, state
 from esper.lockstep.proof import prove
 from esper.lockstep.reader import LedgerReader
+from esper.lockstep.suspicion import late
 from esper.lockstep.view import Ended, View
 
 # Between two proofs while no record comes: what only time decides is no more precise than this.
@@ -25,6 +27,7 @@ _IDLE_PROOF = 0.02
 # A thread that computes yields its processor at least this often, and a wait for a lock is shorter.
 _ASLEEP_AFTER = 0.02
 _ANSWER_WITHIN = 0.2
+_LOOK_WITHIN = 0.05
 # A killed process with gigabytes to give back took 70 ms; one that can't end must not hold a verdict up.
 _REAPED_WITHIN = 1.0
 
@@ -42,9 +45,11 @@ class Supervisor:
         begun: str | None = None,
         internal: tuple[str, ...] = (),
         wake: bool = True,
+        show: Callable[[str], None] = lambda text: None,
     ) -> None:
         """`begun`: only what ranks record after the BEGIN of that name counts (ranks that live on between
         tests). `wake`: a stopped rank may be continued for its stack, since the run ends at a diagnosis.
+        `show` gets a line for each rank that is late.
         """
         self.run_dir, self.pids, self.patience = run_dir, list(pids), patience
         self._readers = list(readers or (LedgerReader(run_dir, rank) for rank in range(len(pids))))
@@ -56,6 +61,7 @@ class Supervisor:
         self._in_torch: dict[tuple[int, int], tuple[int | None, bool]] = {}
         self._stopped: dict[int, float] = {}
         self._held_since: float | None = None
+        self._late = LateWatch(self._line_of_late, show)
         self.view = View(len(self.pids), self)
         self._next_proof = 0.0
         self.diagnosis: Diagnosis | None = None
@@ -77,6 +83,8 @@ class Supervisor:
         self._next_proof = now + _IDLE_PROOF
         self._note_stopped(now)
         finding = prove(self.view, now, self.patience, final=final)
+        if finding is None and not moved and not final:
+            self._late.follow(late(self.view, self.view.waits(), now), now)
         if finding is None or not self._confirmed(finding, final) or (not final and self._held(finding, now)):
             return None
         decided = self.decided_at = time.monotonic()
@@ -149,6 +157,8 @@ class Supervisor:
         """
         guilty: dict[int, Where | None] = dict(finding.guilty)
         for rank, where in finding.guilty.items():
+            if where is not None and where.state == "killed":
+                guilty[rank] = self._last_seen(rank, where)
             if where is None or (where.state == "running" and where.site is None):
                 name, site = current_line(
                     self.pids[rank],
@@ -160,6 +170,19 @@ class Supervisor:
                 last = self.view.ranks[rank].last
                 guilty[rank] = Where(name, site=site or (last.site if last else None))
         return replace(finding, guilty=guilty)
+
+    def _last_seen(self, rank: int, where: Where) -> Where:
+        """A killed rank can't be asked any more; if it was late before, it was looked at then."""
+        seen, look = self.view.ranks[rank], self._late.last_look(rank)
+        if look is None or look.site is None or (seen.last is not None and seen.last.issued > look.at):
+            return where
+        ago = (seen.ended.at if seen.ended else look.at) - look.at
+        return replace(where, site=look.site, detail=f"{where.detail}; it was here {ago:.1f} s before")
+
+    def _line_of_late(self, rank: int) -> tuple[str, Site | None]:
+        # It may be healthy: never woken, and not waited for, since a proof about others may be due.
+        path = stack_path(self.run_dir, rank)
+        return current_line(self.pids[rank], path, self._internal, _LOOK_WITHIN, wake=False)
 
     def report(self, verdict: str) -> Report:
         """The run as `esper.lockstep.report/1` has it."""

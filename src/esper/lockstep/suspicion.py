@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from esper.lockstep.entry import Entry
 from esper.lockstep.finding import Finding, Patience, Where, in_collective, joined
@@ -11,19 +11,36 @@ from esper.lockstep.matching import Wait
 from esper.lockstep.view import View
 
 
-def suspects(view: View, waits: dict[int, list[Wait]], now: float, patience: Patience) -> list[Finding]:
-    """Ranks that others have waited for longer than the patience, and that wait for nobody themselves."""
-    late: dict[int, list[tuple[float, Entry]]] = {}
+@dataclass(frozen=True)
+class Late:
+    """A rank that others wait for, and that waits for nobody itself; who waits in what, since when."""
+
+    rank: int
+    since: float
+    entries: tuple[tuple[float, Entry], ...]
+
+
+def late(view: View, waits: dict[int, list[Wait]], now: float) -> list[Late]:
+    """The ranks that others wait for at this moment."""
+    awaited: dict[int, list[tuple[float, Entry]]] = {}
     for ones in waits.values():
         for wait in ones:
             begun = wait.entry.waiting_since(now)
             for rank in wait.lacks if begun is not None else ():
                 if rank not in waits and view.ranks[rank].ended is None:
-                    late.setdefault(rank, []).append((begun or 0.0, wait.entry))
+                    awaited.setdefault(rank, []).append((begun or 0.0, wait.entry))
+    # Late is only who could have come: not while it waited for others itself.
+    return [
+        Late(rank, max(min(begun for begun, _ in entries), _active(view, rank)), tuple(entries))
+        for rank, entries in awaited.items()
+    ]
+
+
+def suspects(view: View, waits: dict[int, list[Wait]], now: float, patience: Patience) -> list[Finding]:
+    """Ranks that others have waited for longer than the patience, and that wait for nobody themselves."""
     findings = []
-    for rank, entries in late.items():
-        # Late is only who could have come: not while it waited for others itself.
-        since = max(min(begun for begun, _ in entries), _active(view, rank))
+    for one in late(view, waits, now):
+        rank, since, entries = one.rank, one.since, one.entries
         allowed, letter, stopped = patience.running, view.live.state(rank), view.live.stopped_since(rank)
         if stopped is not None and max(since, stopped) + patience.stopped < since + allowed:
             allowed = max(since, stopped) + patience.stopped - since
