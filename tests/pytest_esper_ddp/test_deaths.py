@@ -1,0 +1,222 @@
+"""Ranks that end, hang or diverge in the middle of a test: it fails, says how, and the next one passes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.pytest_esper_ddp.inner import HEAD, Inner, Result
+
+DEATHS = """
+import ctypes
+
+@ddp2
+def test_raise(ddp):
+    dist.barrier()
+    if ddp.rank == 1:
+        raise ValueError("rank 1 alone")
+    dist.all_reduce(torch.ones(1))
+
+@ddp2
+def test_exit_0(ddp):
+    dist.barrier()
+    if ddp.rank == 1:
+        os._exit(0)
+
+@ddp2
+def test_exit_1_after_the_last_collective(ddp):
+    dist.barrier()
+    if ddp.rank == 1:
+        os._exit(1)
+
+@ddp2
+def test_exit_before_a_collective(ddp):
+    if ddp.rank == 1:
+        os._exit(3)
+    dist.barrier()
+
+@ddp2
+def test_sys_exit(ddp):
+    if ddp.rank == 1:
+        sys.exit(4)
+    dist.barrier()
+
+@ddp2
+def test_kill(ddp):
+    dist.barrier()
+    if ddp.rank == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
+
+@ddp2
+def test_kill_alone(ddp):
+    if ddp.rank == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+@ddp2
+def test_segfault(ddp):
+    dist.barrier()
+    if ddp.rank == 1:
+        ctypes.memset(0, 0, 1)
+
+@ddp2
+def test_all_die(ddp):
+    os._exit(5)
+
+@ddp2
+def test_interrupted(ddp):
+    raise KeyboardInterrupt
+
+@ddp4
+def test_missing(ddp):
+    dist.barrier()
+    if ddp.rank != 2:
+        dist.all_reduce(torch.ones(3))
+
+@ddp2
+def test_mismatch(ddp):
+    dist.all_reduce(torch.ones(3 + ddp.rank))
+
+@ddp2
+def test_uneven_where_nobody_waits(ddp):
+    dist.all_reduce(torch.ones(3), async_op=True)
+    if ddp.rank == 0:
+        dist.all_reduce(torch.ones(3), async_op=True)
+
+@ddp2
+def test_the_next_one(ddp):
+    dist.barrier()
+
+@pytest.mark.ddp(timeout=1, lockstep="off")
+def test_asleep(ddp):
+    if ddp.rank == 1:
+        time.sleep(1000)
+    dist.barrier()
+
+@pytest.mark.ddp(timeout=1, lockstep="off")
+def test_asleep_alone(ddp):
+    if ddp.rank == 1:
+        time.sleep(1000)
+
+@pytest.mark.ddp(lockstep="off")
+def test_off(ddp):
+    dist.barrier()
+
+@pytest.mark.ddp(lockstep="observe", timeout=1.5)
+def test_observed(ddp):
+    if ddp.rank == 0:
+        dist.barrier()
+
+@pytest.mark.ddp(lockstep="observe")
+def test_observed_and_healthy(ddp):
+    dist.barrier()
+
+@pytest.mark.ddp(init=False)
+def test_group_of_its_own(ddp):
+    assert not dist.is_initialized()
+    dist.init_process_group("gloo")
+    dist.barrier()
+    dist.destroy_process_group()
+
+@pytest.mark.ddp(init=False)
+def test_group_of_its_own_left_standing(ddp):
+    dist.init_process_group("gloo")
+    x = torch.ones(1)
+    dist.all_reduce(x)
+    assert x == 2
+
+@ddp2
+def test_the_last_one(ddp):
+    dist.barrier()
+"""
+
+
+@pytest.fixture(scope="module")
+def result(inner_of_module: Inner) -> Result:
+    inner_of_module.file(DEATHS)
+    return inner_of_module.run()
+
+
+def test_what_passes(result: Result) -> None:
+    assert result.passed == {
+        "test_uneven_where_nobody_waits",
+        "test_the_next_one",
+        "test_off",
+        "test_observed_and_healthy",
+        "test_group_of_its_own",
+        "test_group_of_its_own_left_standing",
+        "test_the_last_one",
+    }, result.text
+
+
+def test_everything_else_fails(result: Result) -> None:
+    others = {end for name, end in result.ends.items() if name not in result.passed}
+    assert others == {"FAILED"}
+    assert len(result.ends) == 22
+
+
+@pytest.mark.parametrize(
+    ("test", "said"),
+    [
+        ("test_raise", "rank 1: ValueError: rank 1 alone"),
+        ("test_exit_0", "rank 1 exited with status 0"),
+        ("test_exit_1_after_the_last_collective", "rank 1 exited with status 1"),
+        ("test_exit_before_a_collective", "rank 1 exited before barrier #0"),
+        ("test_sys_exit", "rank 1: SystemExit: 4"),
+        ("test_kill", "rank 0 died before barrier #1"),
+        ("test_kill_alone", "rank 0 was ended by signal 9"),
+        ("test_segfault", "rank 1 was ended by signal 11"),
+        ("test_all_die", "rank 0 exited with status 5"),
+        ("test_interrupted", "rank 0: KeyboardInterrupt: "),
+        ("test_missing", "rank 2 never entered all_reduce #1 (float32 [3])"),
+    ],
+)
+def test_how_it_ended_is_the_first_line(result: Result, test: str, said: str) -> None:
+    assert result.messages[test].strip() == said.strip()
+
+
+def test_the_diagnosis_shows_both_sides(result: Result) -> None:
+    told = result.told("test_missing")
+    assert "ranks 0, 1, 3 wait in all_reduce #1" in told
+    assert "last in common: barrier #0" in told
+    assert "test_inner.py:" in told
+    told = result.told("test_raise")
+    assert 'raise ValueError("rank 1 alone")' in told  # the culprit's own traceback
+    assert "--- lockstep ---" in told
+    assert "rank 0 waits in all_reduce #1" in told
+
+
+def test_all_that_died_are_listed(result: Result) -> None:
+    assert result.told("test_all_die").splitlines()[:2] == [
+        "rank 0 exited with status 5",
+        "rank 1 exited with status 5",
+    ]
+
+
+def test_each_side_of_a_mismatch_is_shown(result: Result) -> None:
+    told = result.told("test_mismatch")
+    assert "float32 [3]" in told
+    assert "float32 [4]" in told
+
+
+def test_at_the_time_out_each_rank_is_said_to_be_where_it_was(result: Result) -> None:
+    lines = (HEAD + DEATHS).splitlines()
+    first, second = (at for at, line in enumerate(lines, 1) if "time.sleep(1000)" in line)
+    told = result.told("test_asleep").splitlines()
+    assert [line for line in told if line.startswith("rank ")] == [
+        f"rank 0 was sleeping at test_inner.py:{first + 1}  test_asleep at the test's time-out",
+        f"rank 1 was sleeping at test_inner.py:{first}  test_asleep at the test's time-out",
+    ]
+    assert result.messages["test_asleep_alone"] == (
+        f"rank 1 was sleeping at test_inner.py:{second}  test_asleep_alone at the test's time-out"
+    )
+
+
+def test_an_observed_divergence_runs_to_its_end_and_fails(result: Result) -> None:
+    told = result.told("test_observed")
+    assert told.startswith("rank 1 never entered barrier #0")
+
+
+def test_nothing_of_ours_is_printed(result: Result) -> None:
+    assert "Traceback" not in result.text + result.errors
+    # On stderr stands what faulthandler has of the segmentation fault.
+    assert "pytest_esper_ddp" not in result.text

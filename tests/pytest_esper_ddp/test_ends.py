@@ -1,0 +1,133 @@
+"""However a session ends, no process and no directory of it stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pytest_esper_ddp.inner import Inner, eventually
+
+SHM = Path("/dev/shm")
+HANGS = """
+@pytest.mark.ddp(world_size=3, lockstep="off", timeout=90)
+def test_hangs(ddp):
+    (Path("up") / str(ddp.rank)).write_text(str(ddp.shared_path))
+    dist.barrier() if ddp.rank else time.sleep(1000)
+
+@ddp2
+def test_next(ddp): ...
+"""
+KILLS = """
+@ddp2
+def test_before(ddp):
+    dist.barrier()
+
+@ddp2
+@pytest.mark.parametrize("when", ["between", "within"])
+def test_kills(ddp, when):
+    if ddp.rank == 0 and when == "within":
+        os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(0 if when == "between" else 1000)
+
+def test_plain(): ...
+
+@ddp2
+def test_after(ddp): ...
+
+@ddp4
+def test_after_on_other_ranks(ddp): ...
+"""
+
+
+@pytest.fixture
+def hanging(inner: Inner) -> subprocess.Popen[str]:
+    """A session in the middle of a test whose ranks hang."""
+    inner.file(HANGS)
+    (inner.folder / "up").mkdir()
+    process = inner.start()
+    assert eventually(lambda: len(list((inner.folder / "up").iterdir())) == 3)
+    return process
+
+
+def base_of(inner: Inner) -> Path:
+    """The directory that the session made for its ranks."""
+    return Path(next((inner.folder / "up").iterdir()).read_text()).parent.parent
+
+
+def test_a_killed_session_leaves_no_process_and_the_next_sweeps(
+    inner: Inner, hanging: subprocess.Popen[str]
+) -> None:
+    assert len(inner.alive()) == 1 + 1 + 3  # pytest, what ranks are forked from, and the ranks
+    base = base_of(inner)
+    hanging.kill()
+    hanging.wait()
+    assert eventually(lambda: not inner.alive(), within=2), inner.alive()
+    if base.parent != SHM:
+        pytest.skip("no /dev/shm")
+    assert base.exists()
+    foreign = SHM / f"pytest-ddp.{os.getpid()}.of-a-session-that-lives"
+    foreign.mkdir()
+    try:
+        inner.file("@ddp2\ndef test_next(ddp):\n    dist.barrier()\n")
+        assert inner.run().passed == {"test_next"}
+        assert not base.exists()
+        assert foreign.exists()
+    finally:
+        foreign.rmdir()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_session_ends_at_once(
+    inner: Inner, hanging: subprocess.Popen[str], number: signal.Signals
+) -> None:
+    base = base_of(inner)
+    hanging.send_signal(number)
+    result = inner.finish(hanging, within=20)
+    assert eventually(lambda: not inner.alive(), within=2), inner.alive()
+    if number == signal.SIGINT:
+        assert result.status == pytest.ExitCode.INTERRUPTED
+        assert "KeyboardInterrupt" in result.text
+        assert "Traceback" not in result.errors
+        assert not base.exists()
+
+
+def test_the_end_of_the_process_that_ranks_are_forked_from_is_said(inner: Inner) -> None:
+    inner.file(KILLS)
+    inner.file(
+        """
+import os, time, psutil
+
+def pytest_runtest_logfinish(nodeid):
+    if nodeid.endswith("between]") and "RANK" not in os.environ:
+        (zygote,) = psutil.Process().children()
+        zygote.kill()
+        while zygote.status() != psutil.STATUS_ZOMBIE:  # a wait would take its status away
+            time.sleep(0.01)
+""",
+        "conftest.py",
+        head="",
+    )
+    gone = "the process that ranks are forked from has ended with signal SIGKILL"
+    result = inner.run()
+    assert result.passed == {"test_before", "test_kills[between]", "test_plain"}
+    ends = ("test_kills[within]", "test_after", "test_after_on_other_ranks")
+    assert {name: result.messages[name] for name in ends} == dict.fromkeys(ends, gone)
+    inner.folder.joinpath("conftest.py").unlink()
+    result = inner.run()
+    assert result.passed == {"test_before", "test_kills[between]", "test_plain"}
+    assert {name: result.messages[name] for name in ends} == dict.fromkeys(ends, gone)
+    assert "Traceback" not in result.text + result.errors
+
+
+def test_a_process_that_a_test_has_started_ends_with_its_ranks(inner: Inner) -> None:
+    inner.file(
+        "import subprocess\n@ddp2\ndef test_starts(ddp):\n"
+        f"    subprocess.Popen([{sys.executable!r}, '-c', 'import time; time.sleep(1000)'])\n"
+    )
+    assert inner.run().passed == {"test_starts"}
+    assert eventually(lambda: not inner.alive(), within=2), inner.alive()
