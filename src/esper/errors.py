@@ -221,7 +221,9 @@ class TooManySlots(EsperError):
 
 
 class GrowthFailed(EsperError):
-    """No rank could prepare an action (germinate, advance, prune), so no rank did it; `reason` is the error."""
+    """No rank could prepare an action (germinate, advance, prune), so no rank did it; `reason` is the
+    error.
+    """
 
     def __init__(self, slot_id: str, action: str, reason: str) -> None:
         super().__init__(slot_id, action, reason)

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     report, status = run(command, options.nproc, options.patience, _tell)
     for diagnosis in report.diagnoses:
-        sys.stderr.write(diagnosis.message + "\n")
+        _tell(diagnosis.message)
     if options.report is not None:
         options.report.write_text(json.dumps(report.to_json(), indent=1) + "\n")
     sys.exit(status)

@@ -22,6 +22,7 @@ from esper.lockstep.supervisor import Supervisor
 from esper.lockstep.view import RankView
 
 _POLL = 0.004
+INCONCLUSIVE = 4
 _SOFT_END = 0.1
 
 
@@ -144,6 +145,10 @@ def _outcome(supervisor: Supervisor) -> tuple[Report, int]:
     failed = next((code for code in codes if code), 0)
     if supervisor.diagnosis is not None:
         return supervisor.report("diverged"), 3
+    if supervisor.broken is not None:
+        sys.stderr.write(f"inconclusive: lockstep itself failed\n{supervisor.broken}")
+        status = failed if failed > 0 else 128 - failed
+        return supervisor.report("inconclusive"), status if failed else INCONCLUSIVE
     if failed:
         return supervisor.report("failed"), failed if failed > 0 else 128 - failed
     return supervisor.report("clean"), 0

@@ -257,7 +257,7 @@ class Replicas:
             position,
             source,
             what,
-            json.dumps(detail),
+            detail,
             count,
             self._audits.append(values),
             values[-1],

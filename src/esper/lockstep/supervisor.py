@@ -5,6 +5,7 @@ itself.
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,7 @@ class Supervisor:
         self._next_proof = 0.0
         self.diagnosis: Diagnosis | None = None
         self.decided_at = 0.0  # CLOCK_MONOTONIC, with the diagnosis
+        self.broken: str | None = None  # traceback of our own failure: the run is then inconclusive
 
     def ended(self, rank: int, code: int) -> None:
         """The owner of the processes has reaped `rank`; `code` as waitpid has it."""
@@ -74,8 +76,15 @@ class Supervisor:
 
     def poll(self, *, final: bool = False) -> Diagnosis | None:
         """Read what is new and prove; the first diagnosis stays. `final`: nobody will write anything more."""
-        if self.diagnosis is not None:
+        if self.diagnosis is not None or self.broken is not None:
             return self.diagnosis
+        try:
+            return self._poll(final)
+        except Exception:  # noqa: BLE001  an analyser that fails must not end, or pass, what it analyses
+            self.broken = traceback.format_exc()
+            return None
+
+    def _poll(self, final: bool) -> Diagnosis | None:
         moved = self.read()
         now = time.monotonic()
         if not (moved or final or now >= self._next_proof):

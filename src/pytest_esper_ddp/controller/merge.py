@@ -33,6 +33,10 @@ class Frame:
 def merge(frame: Frame, run: Run, verdict: Verdict | None) -> list[Any]:
     """The reports of the item, in phase order."""
     by_rank = {rank: [frame.load(data) for data in outcome.reports] for rank, outcome in run.outcomes.items()}
+    if run.broken is not None:  # our bug: neither a pass nor the failure that a test may expect
+        return _failed(
+            frame, run, by_rank, f"inconclusive: lockstep itself failed\n{run.broken}{_story(run)}"
+        )
     if verdict is not None and verdict.problem:
         return _excused(frame, _unexpected(frame, run, by_rank, verdict.problem))
     if verdict is not None and verdict.outcome != "healthy":

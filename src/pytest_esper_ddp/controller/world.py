@@ -70,6 +70,7 @@ class Run:
     diagnosis: Diagnosis | None = None
     decided_at: float = 0.0
     fired: dict[int, float] = field(default_factory=dict)  # index of the fault: when
+    broken: str | None = None  # traceback of lockstep's own failure
     uneven: bool = False  # the ranks' groups are not at the same collective
 
     @property
@@ -312,6 +313,7 @@ class _Test:
             supervisor.poll(final=not self.pending)
         supervisor.read()
         result.diagnosis, result.decided_at = supervisor.diagnosis, supervisor.decided_at
+        result.broken = supervisor.broken
         for rank in sorted(self.pending):
             where, site = current_line(
                 self.world.pids[rank], stack_path(self.world.run_dir, rank), INTERNAL, within=0.2
