@@ -63,17 +63,22 @@ def cycles(view: View, waits: dict[int, list[Wait]]) -> list[Finding]:
     current = {
         rank: max((one.entry for one in needs[rank]), key=lambda entry: entry.issued) for rank in circle
     }
+    kind, misled = "wait_cycle", _misled(view, current)
     places: dict[tuple[str, int], list[int]] = {}
     for rank in circle:
         places.setdefault((current[rank].group, current[rank].sequence), []).append(rank)
     sides = sorted(places.values(), key=len, reverse=True)
     good = sides[0] if len(sides) > 1 and len(sides[0]) > len(sides[1]) else []
     bad = [rank for rank in circle if rank not in good]
+    if misled:
+        kind, bad = "peer", misled
+        # Who wants the misled ones comes first: that pair is the contradiction.
+        good = sorted(current.keys() - set(misled), key=lambda rank: not _wants(view, current[rank], misled))
     waiting = tuple(current[rank] for rank in (good or bad))
     since = max(current[rank].issued for rank in circle)
     return [
         Finding(
-            "wait_cycle",
+            kind,
             since,
             waiting[0].group,
             waiting[0].sequence,
@@ -81,6 +86,23 @@ def cycles(view: View, waits: dict[int, list[Wait]]) -> list[Finding]:
             {rank: in_collective(current[rank]) for rank in bad},
         )
     ]
+
+
+def _misled(view: View, current: dict[int, Entry]) -> list[int]:
+    """Ranks in a send or receive that name one peer while another names them; all in it where nobody does."""
+    named = {rank: _peer(view, entry) for rank, entry in current.items() if entry.group.startswith("p2p:")}
+    misled = [rank for rank, peer in named.items() if rank in named.values() and named.get(peer) != rank]
+    # A ring of sends and receives has no culprit; with a collective in it, the majority decides as elsewhere.
+    return sorted(misled or (named if len(named) == len(current) else []))
+
+
+def _wants(view: View, entry: Entry, ranks: list[int]) -> bool:
+    return entry.group.startswith("p2p:") and _peer(view, entry) in ranks
+
+
+def _peer(view: View, entry: Entry) -> int:
+    """The global rank of a send's or receive's peer."""
+    return _members(view, entry)[entry.peer]
 
 
 def _members(view: View, entry: Entry) -> tuple[int, ...]:

@@ -71,11 +71,15 @@ def _headline(finding: Finding) -> str:
     plural = len(finding.guilty) > 1
     others = {entry.rank for entry in finding.waiting} - set(finding.guilty)
     match finding.kind:
-        case "mismatch" | "order" | "peer" if others:
+        case "peer" if others and first:
+            return f"{guilty} name{'' if plural else 's'} another peer than rank {first.rank}, in {awaited}"
+        case "peer":
+            return f"{guilty} wait for each other in a ring of sends and receives"
+        case "mismatch" | "order" if others:
             return f"{guilty} disagree{'' if plural else 's'} in {awaited}" + (
                 ": the order is swapped" if finding.kind == "order" else ""
             )
-        case "mismatch" | "order" | "peer":
+        case "mismatch" | "order":
             return f"{guilty} contradict each other in {awaited}; neither has a majority"
         case "group" if others:
             return (
