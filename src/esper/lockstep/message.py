@@ -68,39 +68,43 @@ def _headline(finding: Finding) -> str:
     guilty = ranks_text(finding.guilty)
     first = finding.waiting[0] if finding.waiting else None
     awaited = f"{_call(first)}{tensor_text(first)}" if first else "a collective"
+    verb = _ENDED.get(finding.kind)
+    if verb is not None:
+        return f"{guilty} {verb} {awaited}"
+    others = sorted({entry.rank for entry in finding.waiting} - finding.guilty.keys())
     plural = len(finding.guilty) > 1
-    others = {entry.rank for entry in finding.waiting} - set(finding.guilty)
+    if not others or first is None:
+        return f"{guilty} {_AMONG_THEMSELVES.get(finding.kind, f'are late: {finding.kind}')}: {awaited}"
     match finding.kind:
-        case "peer" if others and first:
-            return f"{guilty} name{'' if plural else 's'} another peer than rank {first.rank}, in {awaited}"
         case "peer":
-            return f"{guilty} wait for each other in a ring of sends and receives"
-        case "mismatch" | "order" if others:
-            return f"{guilty} disagree{'' if plural else 's'} in {awaited}" + (
-                ": the order is swapped" if finding.kind == "order" else ""
-            )
-        case "mismatch" | "order":
-            return f"{guilty} contradict each other in {awaited}; neither has a majority"
-        case "group" if others:
+            return f"{guilty} name{'' if plural else 's'} another peer than rank {first.rank}, in {awaited}"
+        case "group":
             return (
                 f"{guilty} make{'' if plural else 's'} another group than {ranks_text(others)} in {awaited}"
             )
-        case "group":
-            return f"{guilty} make different groups in {_call(first) if first else 'new_group'}"
-        case "wait_cycle" if others:
-            return f"{guilty} and {ranks_text(others)} wait for each other: {awaited} can't complete"
         case "wait_cycle":
-            return f"{guilty} wait for each other in different collectives"
-        case "crashed":
-            return f"{guilty} died before {awaited}"
-        case "raised":
-            return f"{guilty} raised before {awaited}"
-        case "exited":
-            return f"{guilty} exited before {awaited}"
+            return f"{guilty} and {ranks_text(others)} wait for each other: {awaited} can't complete"
         case "frozen" | "stalled":
             return f"{guilty} {'are' if plural else 'is'} late for {awaited}: {finding.kind}"
         case _:
-            return f"{guilty} never entered {awaited}"
+            swapped = ": the order is swapped" if finding.kind == "order" else ""
+            return f"{guilty} disagree{'' if plural else 's'} in {awaited}{swapped}"
+
+
+_ENDED = {
+    "crashed": "died before",
+    "raised": "raised before",
+    "exited": "exited before",
+    "missing": "never entered",
+}
+# Where no side has a majority all are named.
+_AMONG_THEMSELVES = {
+    "mismatch": "contradict each other, none with a majority",
+    "order": "contradict each other, none with a majority",
+    "group": "make different groups",
+    "peer": "wait for each other in sends and receives",
+    "wait_cycle": "wait for each other in different collectives",
+}
 
 
 def _by_place(finding: Finding) -> list[list[Entry]]:

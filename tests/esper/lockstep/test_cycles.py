@@ -114,6 +114,21 @@ def test_a_sender_and_a_sender() -> None:
     story = Story(2)
     story.point(0, "send", 1)
     story.point(1, "send", 0)
+    assert story.found() == ("peer", [0, 1])
+
+
+def test_who_names_another_peer_is_guilty_of_the_cycle() -> None:
+    story = Story(3)
+    story.point(1, "send", 2)
+    story.point(2, "recv", 0)
+    story.call(0, "barrier")
+    assert story.found() == ("peer", [2])
+
+
+def test_a_send_into_a_collective_blames_nobody_alone() -> None:
+    story = Story(2)
+    story.point(0, "send", 1)
+    story.call(1, "barrier")
     assert story.found() == ("wait_cycle", [0, 1])
 
 
@@ -121,7 +136,7 @@ def test_point_to_point_tags_keep_apart() -> None:
     story = Story(2)
     story.point(0, "send", 1, p2p_tag=1)
     story.point(1, "recv", 0, p2p_tag=2)
-    assert story.found() == ("wait_cycle", [0, 1])
+    assert story.found() == ("peer", [0, 1])
 
 
 def test_a_send_to_a_receiver_from_any_source_is_no_proof() -> None:
