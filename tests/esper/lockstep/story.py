@@ -170,6 +170,9 @@ class Story:
     def state(self, rank: int) -> str:
         return self.letters.get(rank, "R")
 
+    def audit(self, entry: Entry) -> tuple[int, ...] | None:
+        return None
+
     def stopped_since(self, rank: int) -> float | None:
         return self.stopped.get(rank)
 
