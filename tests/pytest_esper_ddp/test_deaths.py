@@ -66,6 +66,11 @@ def test_all_die(ddp):
 def test_interrupted(ddp):
     raise KeyboardInterrupt
 
+@ddp2
+def test_state_that_cannot_be_put_back(ddp):
+    os.environ["NEW"] = "x"
+    os.environ.clear = None
+
 @ddp4
 def test_missing(ddp):
     dist.barrier()
@@ -151,7 +156,7 @@ def test_what_passes(result: Result) -> None:
 def test_everything_else_fails(result: Result) -> None:
     others = {end for name, end in result.ends.items() if name not in result.passed}
     assert others == {"FAILED"}
-    assert len(result.ends) == 22
+    assert len(result.ends) == 23
 
 
 @pytest.mark.parametrize(
@@ -167,6 +172,10 @@ def test_everything_else_fails(result: Result) -> None:
         ("test_segfault", "rank 1 was ended by signal 11"),
         ("test_all_die", "rank 0 exited with status 5"),
         ("test_interrupted", "rank 0: KeyboardInterrupt: "),
+        (
+            "test_state_that_cannot_be_put_back",
+            "rank 0: the harness failed: TypeError: 'NoneType' object is not callable",
+        ),
         ("test_missing", "rank 2 never entered all_reduce #1 (float32 [3])"),
     ],
 )

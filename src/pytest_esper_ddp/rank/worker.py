@@ -64,7 +64,7 @@ class Worker:
         snapshot = Snapshot(self.world.seed)
         try:
             while isinstance(message := receive(self.channel), RunTest):
-                self._answer(self._test(message, snapshot))
+                self._answer(self._outcome(message, snapshot))
             soft = isinstance(message, EndWorld)
         except Closed:
             soft = False
@@ -96,6 +96,12 @@ class Worker:
         )
         if world.init:
             _join(world, self.rank)
+
+    def _outcome(self, order: RunTest, snapshot: Snapshot) -> Outcome:
+        try:
+            return self._test(order, snapshot)
+        except Exception as error:  # noqa: BLE001  ours, or a state that can't be put back; not a silent end
+            return Outcome((), None, {}, (), error=f"the harness failed: {type(error).__name__}: {error}")
 
     def _test(self, order: RunTest, snapshot: Snapshot) -> Outcome:
         item = self.items[order.nodeid]
