@@ -163,4 +163,4 @@ def test_only_what_the_result_depends_on_holds_a_rank(op: str, root: int, proved
     story.group("pair", 0, 2)
     story.call(0, op, root=root)
     story.call(2, "barrier", "pair")
-    assert (story.found() == ("peer", [0, 2])) is proved
+    assert (story.found() == ("wait_cycle", [0, 2])) is proved

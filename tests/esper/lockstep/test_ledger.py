@@ -1,0 +1,340 @@
+"""What a rank writes is what is read, or nothing: over wraps, cuts, full disks, threads and signals."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esper.lockstep.entry import Flag, Kind, Site, State, Time
+from esper.lockstep.errors import LedgerError
+from esper.lockstep.ledger import DEFAULT_CAPACITY, HEADER_SIZE, RECORD_SIZE, Ledger, ledger_path
+from esper.lockstep.reader import LedgerReader
+
+CAPACITY = 8
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    ledger = Ledger(tmp_path, 0, 2, CAPACITY)
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[LedgerReader]:
+    reader = LedgerReader(tmp_path, 0)
+    yield reader
+    reader.close()
+
+
+def sequences(reader: LedgerReader) -> list[int]:
+    return [entry.sequence for entry in reader.new()]
+
+
+def write(ledger: Ledger, sequence: int) -> int:
+    return ledger.append(Kind.COLLECTIVE, ledger.string("default"), sequence, ledger.string("all_reduce"))
+
+
+def test_a_record_comes_back_whole(ledger: Ledger, reader: LedgerReader) -> None:
+    string = ledger.string
+    site = Site("/a b/ü.py", 12, "f.<locals>.g")
+    number = ledger.append(
+        Kind.COLLECTIVE,
+        string("default"),
+        7,
+        string("all_reduce"),
+        string("MAX"),
+        string("torch.float32"),
+        string((2, 3)),
+        string(site),
+        string('tag "quoted"\nline'),
+        string('{"tag": 5}'),
+        root=1,
+        peer=-1,
+        elements=2**40,
+        digest=2**64 - 1,
+        thread=77,
+        flags=Flag.WAITED,
+    )
+    (entry,) = reader.new()
+    assert (entry.rank, entry.number, entry.kind) == (0, number, Kind.COLLECTIVE)
+    assert (entry.group, entry.sequence, entry.op, entry.reduce_op) == ("default", 7, "all_reduce", "MAX")
+    assert (entry.dtype, entry.shape, entry.elements) == ("float32", (2, 3), 2**40)
+    assert (entry.site, entry.tag, entry.detail) == (site, 'tag "quoted"\nline', {"tag": 5})
+    assert (entry.root, entry.peer, entry.digest, entry.thread) == (1, -1, 2**64 - 1, 77)
+    assert entry.legible
+    assert entry.waited()
+
+
+@given(records=st.integers(0, 40), readings=st.lists(st.integers(0, 40)))
+@settings(max_examples=60, deadline=None)
+def test_the_ring_loses_the_oldest_and_says_how_many(
+    tmp_path_factory: pytest.TempPathFactory, records: int, readings: list[int]
+) -> None:
+    folder = tmp_path_factory.mktemp("ring")
+    ledger, reader = Ledger(folder, 0, 1, CAPACITY), LedgerReader(folder, 0)
+    got: list[int] = []
+    for sequence in range(records):
+        write(ledger, sequence)
+        if sequence in readings:
+            got += sequences(reader)
+    got += sequences(reader)
+    assert got == sorted(set(got))
+    assert len(got) + reader.lost == records
+    # All but one of the ring's places: the next record is written over the oldest.
+    assert set(range(max(0, records - CAPACITY + 1), records)) <= set(got)
+    reader.close()
+    ledger.close()
+
+
+def test_a_record_that_is_overwritten_while_it_is_read_is_lost_and_not_another(
+    ledger: Ledger, reader: LedgerReader
+) -> None:
+    for sequence in range(4):
+        write(ledger, sequence)
+    reading = reader.new()
+    assert next(reading).sequence == 0
+    for sequence in range(4, 4 + CAPACITY):
+        write(ledger, sequence)
+    assert [entry.sequence for entry in reading] == []  # 1 to 3 are gone; what was there is newer
+    assert sequences(reader) == list(range(5, 4 + CAPACITY))
+    assert reader.lost == 4
+
+
+def test_times_are_read_as_they_are_now(ledger: Ledger, reader: LedgerReader) -> None:
+    number = write(ledger, 0)
+    (entry,) = reader.new()
+    assert not entry.waited()
+    ledger.stamp(number, Time.WAIT_BEGUN, Flag.POLLED)
+    begun = reader.times(number)
+    assert begun is not None
+    assert begun.issued <= begun.wait_begun
+    assert begun.flags == Flag.POLLED
+    ledger.stamp(number, Time.WAIT_ENDED, Flag.FAILED, Flag.POLLED)
+    ended = reader.times(number)
+    assert ended is not None
+    assert ended.wait_begun <= ended.wait_ended
+    assert ended.flags == Flag.FAILED
+
+
+def test_times_of_an_overwritten_record_are_nobodys(ledger: Ledger, reader: LedgerReader) -> None:
+    number = write(ledger, 0)
+    sequences(reader)
+    for sequence in range(1, CAPACITY - 1):
+        write(ledger, sequence)
+    assert reader.times(number) is not None
+    write(ledger, CAPACITY - 1)
+    assert reader.times(number) is None  # the next one may be on its way into its place
+    in_its_place = write(ledger, CAPACITY)
+    before = reader.times(in_its_place)
+    ledger.stamp(number, Time.WAIT_ENDED)
+    assert reader.times(in_its_place) == before
+
+
+def test_two_threads_never_take_one_record(tmp_path: Path) -> None:
+    each = 20_000
+    ledger, reader = Ledger(tmp_path, 0, 1, 1 << 16), LedgerReader(tmp_path, 0)
+    start = threading.Barrier(2)
+
+    def work(thread: int) -> None:
+        start.wait()
+        for sequence in range(each):
+            ledger.append(Kind.COLLECTIVE, sequence=sequence, thread=thread)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(number,)) for number in (1, 2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    entries = list(reader.new())
+    for number in (1, 2):
+        assert [entry.sequence for entry in entries if entry.thread == number] == list(range(each))
+
+
+def test_a_signal_handler_may_write_while_a_record_is_written(tmp_path: Path) -> None:
+    ledger, reader = Ledger(tmp_path, 0, 1, 1 << 16), LedgerReader(tmp_path, 0)
+    handled = itertools.count()
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        ledger.append(Kind.FAULT, sequence=next(handled), detail=ledger.string(f"from the handler {number}"))
+        ledger.string(("handler", next(values)))
+
+    values = itertools.count()
+    before = signal.signal(signal.SIGVTALRM, handler)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 2e-4, 2e-4)
+    try:
+        written = 0
+        while next(handled) < 40 or written < 1000:
+            ledger.append(Kind.COLLECTIVE, sequence=written, op=ledger.string(f"op {written}"))
+            written += 1
+            if written > 60_000:
+                pytest.fail("the handler never ran")
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+    entries = [entry for entry in reader.new() if entry.kind is Kind.COLLECTIVE]
+    assert [(entry.sequence, entry.op) for entry in entries] == [(n, f"op {n}") for n in range(written)]
+
+
+def test_nothing_is_there_before_the_rank_has_made_it(tmp_path: Path, reader: LedgerReader) -> None:
+    assert not reader.open()
+    assert sequences(reader) == []
+    assert reader.state() is State.STARTING
+    assert reader.threads() == 0
+    path = ledger_path(tmp_path, 0)
+    for size in (0, 1, HEADER_SIZE):
+        path.write_bytes(b"\0" * size)
+        assert not reader.open()
+    Ledger(tmp_path, 0, 1, CAPACITY).close()
+    assert reader.open()
+
+
+def test_a_file_of_another_kind_is_named(tmp_path: Path, reader: LedgerReader) -> None:
+    ledger_path(tmp_path, 0).write_bytes(b"PK\x03\x04" + b"\1" * HEADER_SIZE)
+    with pytest.raises(LedgerError, match=r"rank0\.ledger: magic b'PK.*not a ledger of rank 0"):
+        reader.open()
+
+
+def test_another_ranks_ledger_is_named(tmp_path: Path, reader: LedgerReader) -> None:
+    Ledger(tmp_path, 1, 2, CAPACITY).close()
+    ledger_path(tmp_path, 1).rename(ledger_path(tmp_path, 0))
+    with pytest.raises(LedgerError, match="rank 1: not a ledger of rank 0"):
+        reader.open()
+
+
+def test_half_a_ledger_is_named(tmp_path: Path, ledger: Ledger, reader: LedgerReader) -> None:
+    os.truncate(ledger.path, HEADER_SIZE + RECORD_SIZE)
+    with pytest.raises(LedgerError, match=f"cut off at byte {HEADER_SIZE + RECORD_SIZE}"):
+        reader.open()
+    os.truncate(ledger.path, HEADER_SIZE + RECORD_SIZE * CAPACITY)
+    assert reader.open()
+
+
+def test_a_string_table_cut_at_any_byte_makes_its_records_illegible_and_no_others(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    names = ["default", "all_reduce", "ü \n", "barrier"]
+    for name in names[1:]:
+        ledger.append(Kind.COLLECTIVE, ledger.string("default"), 0, ledger.string(name))
+    table = ledger.path.with_suffix(".strings")
+    whole = table.read_bytes()
+    for size in range(len(whole) + 1):
+        table.write_bytes(whole[:size])
+        reader = LedgerReader(tmp_path, 0)
+        entries = list(reader.new())
+        reader.close()
+        known = whole[:size].count(b"\n")
+        assert [entry.legible for entry in entries] == [number + 1 < known for number in range(3)]
+        assert [entry.op for entry in entries] == [
+            name if number + 1 < known else "" for number, name in enumerate(names[1:])
+        ]
+
+
+def test_a_ledger_without_its_table_is_read_and_illegible(ledger: Ledger, reader: LedgerReader) -> None:
+    write(ledger, 3)
+    ledger.path.with_suffix(".strings").unlink()
+    (entry,) = reader.new()
+    assert (entry.sequence, entry.legible) == (3, False)
+
+
+def test_a_full_disk_costs_the_strings_and_not_the_rank(tmp_path: Path) -> None:
+    done = in_a_rank(
+        f"""
+        import resource
+        from pathlib import Path
+        from esper.lockstep.entry import Kind
+        from esper.lockstep.ledger import NO_ROOM, Ledger
+        ledger = Ledger(Path({str(tmp_path)!r}), 0, 1, 8)
+        default = ledger.string("default")
+        short = ledger.string("known before")
+        size = ledger.path.with_suffix(".strings").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5, resource.RLIM_INFINITY))
+        cut = ledger.string("all_reduce")
+        assert cut == NO_ROOM == ledger.string("all_reduce"), cut
+        assert ledger.string("known before") == short
+        ledger.append(Kind.COLLECTIVE, default, 0, cut)
+        ledger.append(Kind.COLLECTIVE, default, 1, short, site=cut)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        ledger.append(Kind.COLLECTIVE, default, 2, ledger.string("after"))
+        """
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    reader = LedgerReader(tmp_path, 0)
+    entries = list(reader.new())
+    reader.close()
+    assert [entry.legible for entry in entries] == [False, True, True]
+    assert [entry.op for entry in entries] == ["", "known before", "after"]
+    assert entries[1].site is None
+
+
+def test_no_room_for_the_ledger_itself_is_said_at_once(tmp_path: Path) -> None:
+    done = in_a_rank(
+        f"""
+        import resource
+        from pathlib import Path
+        from esper.lockstep import LedgerError
+        from esper.lockstep.ledger import Ledger
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+        try:
+            Ledger(Path({str(tmp_path)!r}), 0, 1)
+        except LedgerError as error:
+            print(error.reason)
+        """
+    )
+    needs = HEADER_SIZE + RECORD_SIZE * DEFAULT_CAPACITY
+    assert done.stdout.strip() == f"{os.strerror(errno.EFBIG)}; it needs {needs} bytes there", done.stderr
+
+
+def test_the_files_are_the_users_alone(ledger: Ledger) -> None:
+    for path in (ledger.path, ledger.path.with_suffix(".strings")):
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_it_can_be_read_after_sigkill(tmp_path: Path) -> None:
+    done = in_a_rank(
+        f"""
+        import os, signal
+        from pathlib import Path
+        from esper.lockstep.entry import Kind, State
+        from esper.lockstep.ledger import Ledger
+        ledger = Ledger(Path({str(tmp_path)!r}), 0, 1)
+        ledger.set_state(State.RUNNING)
+        ledger.append(Kind.COLLECTIVE, ledger.string("default"), 4, ledger.string("barrier"))
+        os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    assert done.returncode == -signal.SIGKILL
+    reader = LedgerReader(tmp_path, 0)
+    (entry,) = reader.new()
+    assert (entry.op, entry.sequence, reader.state()) == ("barrier", 4, State.RUNNING)
+    reader.close()
+
+
+def test_what_json_has_no_word_for_is_written_as_its_text(ledger: Ledger, reader: LedgerReader) -> None:
+    ledger.append(Kind.COLLECTIVE, tag=ledger.string(complex(1, 2)))
+    (entry,) = reader.new()
+    assert entry.tag == str(complex(1, 2))
+
+
+def in_a_rank(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, timeout=30
+    )
