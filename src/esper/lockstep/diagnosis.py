@@ -107,12 +107,14 @@ def ranks_text(ranks: Iterable[int]) -> str:
     return f"rank {ordered[0]}" if len(ordered) == 1 else "ranks " + ", ".join(map(str, ordered))
 
 
-def tensor_text(entry: Entry) -> str:
-    """`float32 [1024], SUM, tag gate:r0c1`: what distinguishes one call of an operation from another."""
+def tensor_text(entry: Entry, *, full: bool = False) -> str:
+    """`float32 [1024], SUM, tag gate:r0c1`: what distinguishes one call of an operation from another; the
+    reduce operation SUM goes without saying unless `full`.
+    """
     parts = []
     if entry.dtype is not None and entry.op not in ("barrier", "monitored_barrier"):
         parts.append(f"{entry.dtype} [{', '.join(map(str, entry.shape or ()))}]")
-    if entry.reduce_op is not None and entry.reduce_op != "SUM":
+    if entry.reduce_op is not None and (full or entry.reduce_op != "SUM"):
         parts.append(entry.reduce_op)
     if entry.root >= 0:
         parts.append(f"root {entry.root}")

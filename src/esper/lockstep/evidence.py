@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from esper.lockstep.entry import Site
+from esper.lockstep.frames import in_stdlib
 from esper.lockstep.process import state
 
 # Its default action is to be ignored: a program that took our handler away is not killed by our asking.
@@ -101,9 +102,11 @@ def _written_since(path: Path, start: int) -> str:
 
 
 def _innermost(text: str, internal: tuple[str, ...]) -> Site | None:
+    """The innermost line of the user's; one of the standard library only where there is no other."""
     blocks = [text[match.start() :] for match in _THREAD.finditer(text)]
     current = [block for block in blocks if block.startswith("Current")] or blocks[:1]
-    for file, line, function in _FRAME.findall(current[0]) if current else []:
-        if not file.startswith(internal):
-            return Site(file, int(line), function)
-    return None
+    frames = _FRAME.findall(current[0]) if current else []
+    own = [
+        Site(file, int(line), function) for file, line, function in frames if not file.startswith(internal)
+    ]
+    return next((site for site in own if not in_stdlib(site.file)), own[0] if own else None)

@@ -21,3 +21,8 @@ INTERNAL: tuple[str, ...] = (
     "<frozen ",
     "<string>",
 )
+
+
+def in_stdlib(file: str) -> bool:
+    """Whether a source file is the standard library's. Outside a venv its folder holds site-packages, too."""
+    return file.startswith(_STDLIB + os.sep) and "-packages" + os.sep not in file

@@ -51,7 +51,7 @@ def message(finding: Finding, last_settled: Slot | None) -> str:
     rows += [_guilty_row(rank, where) for rank, where in sorted(finding.guilty.items())]
     if last_settled is not None:
         entry = next(iter(last_settled.entries.values()))
-        rows.append((f"last in common: {entry.op} #{entry.sequence}", short_site(entry.site), ""))
+        rows.append((f"last in common: {_call(entry)}", short_site(entry.site), ""))
     wide = max(len(row[0]) for row in rows)
     lines = [f"  {left:<{wide}}  {site}{'  <- ' + note if note else ''}" for left, site, note in rows]
     return "\n".join([_headline(finding), *lines])
@@ -67,7 +67,8 @@ def _headline(finding: Finding) -> str:
         return finding.subject
     guilty = ranks_text(finding.guilty)
     first = finding.waiting[0] if finding.waiting else None
-    awaited = f"{_call(first)}{tensor_text(first)}" if first else "a collective"
+    compares = finding.kind in ("mismatch", "order")
+    awaited = f"{_call(first)}{tensor_text(first, full=compares)}" if first else "a collective"
     verb = _ENDED.get(finding.kind)
     if verb is not None:
         return f"{guilty} {verb} {awaited}"
@@ -137,7 +138,7 @@ def _guilty_row(rank: int, where: Where | None) -> tuple[str, str, str]:
     if where.state == "differs":
         return f"rank {rank}", site, "differs"
     if where.entry is not None:
-        return f"rank {rank} is in {_call(where.entry)}{tensor_text(where.entry)}", site, "differs"
+        return f"rank {rank} is in {_call(where.entry)}{tensor_text(where.entry, full=True)}", site, "differs"
     did = {"killed": "was killed", "raised": "raised", "exited": "is over", "stopped": "is stopped"}.get(
         where.state, f"is {where.state}"
     )
