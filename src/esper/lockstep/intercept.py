@@ -7,8 +7,8 @@ backend stay what they were. Measured: about 14 us a call at one rank, half of i
 
 from __future__ import annotations
 
+import functools
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from torch.distributed import distributed_c10d as c10d
 from esper.lockstep import tags, waiting
 from esper.lockstep.entry import Flag, Time
 from esper.lockstep.errors import InterceptionUnavailable
-from esper.lockstep.groups import Groups
+from esper.lockstep.groups import Groups, patch
 from esper.lockstep.recorder import VICTIM, Recorder
 from esper.lockstep.replicas import Replicas
 from esper.lockstep.schemas import NOT_COLLECTIVE, OpSchema
@@ -64,6 +64,7 @@ class Interception:
         self._works: dict[int, tuple[Any, int]] = {}
         self._most_works = _MANY_UNWAITED
         self._original_wait: Any = None
+        self._undo: list[Callable[[], None]] = []
 
     def install(self) -> None:
         """Start to see collectives. Raises InterceptionUnavailable where this torch lacks a hook, naming
@@ -80,6 +81,10 @@ class Interception:
                 overload, self._kernel(overload, OpSchema.of(schema)), "BackendSelect", with_keyset=True
             )
         self._patch_wait()
+        for holder, name in ((dist.Work, "get_future"), (dist.rpc, "init_rpc")):
+            # A build without RPC lacks the latter.
+            if hasattr(holder, name):
+                self._undo.append(patch(holder, name, self._brings_threads(getattr(holder, name))))
         self.groups.install(lambda frame: self.replicas.audit("destroy", frame))
         self.replicas.install()
         tags.set_recording(True)
@@ -90,6 +95,8 @@ class Interception:
         waiting.set_observer(None)
         self.replicas.uninstall()
         self.groups.uninstall()
+        while self._undo:
+            self._undo.pop()()
         if self._original_wait is not None:
             dist.Work.wait = self._original_wait  # type: ignore[method-assign]
             self._original_wait = None
@@ -216,17 +223,27 @@ class Interception:
                 self._works.pop(key, None)
         self._most_works = max(_MANY_UNWAITED, 2 * len(self._works))
 
+    def _brings_threads(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, after which threads of C++ may come to run Python."""
+
+        @functools.wraps(original)
+        def bringing(*args: Any, **kwargs: Any) -> Any:
+            self.recorder.uncounted_threads = True
+            return original(*args, **kwargs)
+
+        return bringing
+
     def _patch_wait(self) -> None:
         original: Callable[..., Any] = dist.Work.wait
         self._original_wait = original
-        works, ledger = self._works, self.recorder.ledger
+        works, recorder, ledger = self._works, self.recorder, self.recorder.ledger
 
         def wait(work: Any, *args: Any, **kwargs: Any) -> Any:
             known = works.get(id(work))
             if known is None:
                 return original(work, *args, **kwargs)
             number = known[1]
-            ledger.set_threads(threading.active_count())
+            ledger.set_threads(recorder.threads())
             if waiting.current.work is not work:
                 polled = _POLLED if args or kwargs else 0
                 ledger.stamp(number, Time.WAIT_BEGUN, polled, _POLLED - polled)
@@ -250,7 +267,7 @@ class Interception:
         def begun(work: Any) -> None:
             known = works.get(id(work))
             if known is not None:
-                ledger.set_threads(threading.active_count())
+                ledger.set_threads(recorder.threads())
                 ledger.stamp(known[1], Time.WAIT_BEGUN)
 
         def ended(work: Any, failed: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import hashlib
 import json
 import sys
@@ -43,6 +44,8 @@ class Recorder:
         self._native_thread = threading.local()
         self.internal = internal
         self._detached = False
+        # Threads of C++ come to run Python, an RPC or what is chained to a future: nobody can count them.
+        self.uncounted_threads = False
 
     def detach(self) -> None:
         """In a forked child: write nothing more. The pages are shared, and the ledger stays its parent's."""
@@ -154,6 +157,12 @@ class Recorder:
             known = self._native_thread.id = threading.get_native_id()
         return known
 
+    def threads(self) -> int:
+        """How many threads may issue something. `threading.active_count()` leaves out those that were
+        started without it.
+        """
+        return _thread._count() + 1 + self.uncounted_threads
+
     def site(self, frame: FrameType | None) -> int:
         """String id of the first frame outside torch, contextlib and typing, from `frame` outwards."""
         while frame is not None:
@@ -216,7 +225,7 @@ class Recorder:
             group.chain * _STEP + self.signature(op, reduce_op, dtype, elements, root, tag, same)
         ) & _MASK
         if flags & 1:  # Flag.WAITED; enum arithmetic costs a microsecond here
-            ledger.set_threads(threading.active_count())
+            ledger.set_threads(self.threads())
         return ledger.append(
             0,
             group.key_id,
