@@ -164,3 +164,20 @@ def test_only_what_the_result_depends_on_holds_a_rank(op: str, root: int, proved
     story.call(0, op, root=root)
     story.call(2, "barrier", "pair")
     assert (story.found() == ("wait_cycle", [0, 2])) is proved
+
+
+def test_a_root_waits_for_the_only_leaf() -> None:
+    story = Story(2)
+    story.group("a", 0, 1)
+    story.group("b", 0, 1)
+    story.call(0, "broadcast", "a", root=0)
+    story.call(1, "broadcast", "b", root=1)
+    assert story.found() == ("wait_cycle", [0, 1])
+
+
+def test_a_leaf_does_not_wait_for_another_leaf() -> None:
+    story = Story(3)
+    story.group("pair", 0, 2)
+    story.call(0, "broadcast", root=1)
+    story.call(2, "barrier", "pair")
+    assert story.found() is None  # the root will come, and rank 0 goes on

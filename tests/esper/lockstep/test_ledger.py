@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esper.lockstep.entry import Flag, Kind, Site, State, Time
+from esper.lockstep.entry import Entry, Flag, Kind, Site, State, Time
 from esper.lockstep.errors import LedgerError
 from esper.lockstep.ledger import DEFAULT_CAPACITY, HEADER_SIZE, RECORD_SIZE, Ledger, ledger_path
 from esper.lockstep.reader import LedgerReader
@@ -144,54 +144,50 @@ def test_times_of_an_overwritten_record_are_nobodys(ledger: Ledger, reader: Ledg
     assert reader.times(in_its_place) == before
 
 
-def test_two_threads_never_take_one_record(tmp_path: Path) -> None:
-    each = 20_000
-    ledger, reader = Ledger(tmp_path, 0, 1, 1 << 16), LedgerReader(tmp_path, 0)
-    start = threading.Barrier(2)
+@contextmanager
+def after_each_call_of(function: Callable[..., object], then: Callable[[], object]) -> Iterator[None]:
+    """Do `then` where another thread or a signal handler may come in between: after a call that it makes."""
 
-    def work(thread: int) -> None:
-        start.wait()
-        for sequence in range(each):
-            ledger.append(Kind.COLLECTIVE, sequence=sequence, thread=thread)
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        if event == "c_return" and frame.f_code is function.__code__:
+            then()
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
+    sys.setprofile(profile)
     try:
-        threads = [threading.Thread(target=work, args=(number,)) for number in (1, 2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        yield
     finally:
-        sys.setswitchinterval(interval)
-    entries = list(reader.new())
-    for number in (1, 2):
-        assert [entry.sequence for entry in entries if entry.thread == number] == list(range(each))
+        sys.setprofile(None)
 
 
-def test_a_signal_handler_may_write_while_a_record_is_written(tmp_path: Path) -> None:
-    ledger, reader = Ledger(tmp_path, 0, 1, 1 << 16), LedgerReader(tmp_path, 0)
-    handled = itertools.count()
+def test_whoever_comes_in_between_gets_a_record_of_its_own(tmp_path: Path) -> None:
+    ledger, reader = Ledger(tmp_path, 0, 1, 64), LedgerReader(tmp_path, 0)
+    between: list[int] = []
 
-    def handler(number: int, frame: FrameType | None) -> None:
-        ledger.append(Kind.FAULT, sequence=next(handled), detail=ledger.string(f"from the handler {number}"))
-        ledger.string(("handler", next(values)))
+    def other() -> None:
+        between.append(ledger.append(Kind.FAULT, sequence=100 + len(between)))
+        # What is counted is written: a reader comes in between, too.
+        entries.extend(reader.new())
 
-    values = itertools.count()
-    before = signal.signal(signal.SIGVTALRM, handler)
-    signal.setitimer(signal.ITIMER_VIRTUAL, 2e-4, 2e-4)
-    try:
-        written = 0
-        while next(handled) < 40 or written < 1000:
-            ledger.append(Kind.COLLECTIVE, sequence=written, op=ledger.string(f"op {written}"))
-            written += 1
-            if written > 60_000:
-                pytest.fail("the handler never ran")
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
-    entries = [entry for entry in reader.new() if entry.kind is Kind.COLLECTIVE]
-    assert [(entry.sequence, entry.op) for entry in entries] == [(n, f"op {n}") for n in range(written)]
+    entries: list[Entry] = []
+    with after_each_call_of(Ledger.append, other):
+        for sequence in range(3):
+            ledger.append(Kind.COLLECTIVE, sequence=sequence)
+    entries.extend(reader.new())
+    assert len(between) >= 3
+    assert [entry.number for entry in entries] == list(range(3 + len(between)))
+    by_kind = {kind: [entry.sequence for entry in entries if entry.kind is kind] for kind in Kind}
+    assert by_kind[Kind.COLLECTIVE] == [0, 1, 2]
+    assert by_kind[Kind.FAULT] == list(range(100, 100 + len(between)))
+
+
+def test_whoever_comes_in_between_leaves_every_string_its_id(tmp_path: Path) -> None:
+    ledger, reader = Ledger(tmp_path, 0, 1, 64), LedgerReader(tmp_path, 0)
+    others = itertools.count()
+    with after_each_call_of(Ledger.string, lambda: ledger.string(f"other {next(others)}")):
+        for sequence in range(3):
+            ledger.append(Kind.COLLECTIVE, sequence=sequence, op=ledger.string(f"op {sequence}"))
+    assert next(others) >= 3
+    assert [entry.op for entry in reader.new()] == ["op 0", "op 1", "op 2"]
 
 
 def test_nothing_is_there_before_the_rank_has_made_it(tmp_path: Path, reader: LedgerReader) -> None:

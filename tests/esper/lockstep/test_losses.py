@@ -15,6 +15,7 @@ def test_a_rank_whose_records_were_lost_has_come() -> None:
     assert story.found(later=1e6, patience=TWO_SECONDS) is None
     story.ends_process(1)
     assert story.found() is None
+    assert list(story.view.matching.open()) == []
 
 
 def test_a_slot_that_opens_after_the_loss_knows_of_it() -> None:

@@ -158,6 +158,16 @@ def test_a_group_destroyed_in_finally_is_the_exceptions_doing() -> None:
     assert story.found() == ("raised", [1])
 
 
+def test_only_who_waits_for_it_is_said_to_wait() -> None:
+    story = Story(4)
+    story.point(0, "recv", 1)
+    story.point(2, "recv", 3)
+    story.ends_process(1, -9)
+    finding = story.prove()
+    assert finding is not None
+    assert [entry.rank for entry in finding.waiting] == [0]
+
+
 def test_several_missing_from_one_collective_are_one_finding() -> None:
     story = Story(4)
     story.call(0)
@@ -271,7 +281,7 @@ def test_an_undecided_mismatch_withholds_what_follows_from_it() -> None:
     story.call(2, "barrier")
     story.group("pair", 2, 3)
     story.call(3, "barrier", "pair")
-    story.ends_process(2, -6)
+    story.ends_process(2, -11)
     assert story.found() is None
     story.call(4)
     assert story.found() == ("mismatch", [2])

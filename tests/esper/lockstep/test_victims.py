@@ -76,6 +76,16 @@ def test_an_abort_inside_a_collective_is_gloos_answer_to_a_peer() -> None:
     assert story.found() == ("exited", [2])
 
 
+def test_an_abort_that_no_peer_explains_is_a_crash() -> None:
+    story = Story(3)
+    story.group("pair", 0, 1)
+    story.call(1)
+    story.call(0, "barrier", "pair")
+    story.ends_process(1, -6)
+    assert story.found(later=1.0, patience=TWO_SECONDS) is None
+    assert story.found(later=1.5, patience=TWO_SECONDS) == ("crashed", [1])
+
+
 def test_an_exception_at_the_line_of_a_pending_reducer_call_is_a_peers_doing() -> None:
     story = Story(3)
     story.group("pair", 0, 1)
