@@ -23,16 +23,24 @@ class Late:
 def late(view: View, waits: dict[int, list[Wait]], now: float) -> list[Late]:
     """The ranks that others wait for at this moment."""
     awaited: dict[int, list[tuple[float, Entry]]] = {}
-    for ones in waits.values():
-        for wait in ones:
-            begun = wait.entry.waiting_since(now)
-            for rank in wait.lacks if begun is not None else ():
-                if rank not in waits and view.ranks[rank].ended is None:
-                    awaited.setdefault(rank, []).append((begun or 0.0, wait.entry))
+    for begun, wait in _waiting(view, waits, now):
+        for rank in wait.lacks:
+            if rank not in waits and view.ranks[rank].ended is None:
+                awaited.setdefault(rank, []).append((begun, wait.entry))
     # Late is only who could have come: not while it waited for others itself.
     return [
         Late(rank, max(min(begun for begun, _ in entries), _active(view, rank)), tuple(entries))
         for rank, entries in awaited.items()
+    ]
+
+
+def _waiting(view: View, waits: dict[int, list[Wait]], now: float) -> list[tuple[float, Wait]]:
+    """Every wait that lasts, and since when: the dead wait for nobody, though their records say so."""
+    return [
+        (begun, wait)
+        for rank, ones in waits.items()
+        for wait in (() if view.ranks[rank].left else ones)
+        if (begun := wait.entry.waiting_since(now)) is not None
     ]
 
 
@@ -126,12 +134,7 @@ def _standstill(view: View, waits: dict[int, list[Wait]], now: float, patience: 
     """Ranks that all wait for each other, as it seems: a thread, a time-out or the backend's buffers leave a
     doubt.
     """
-    stuck = [
-        (begun, wait)
-        for ones in waits.values()
-        for wait in ones
-        if (begun := wait.entry.waiting_since(now)) is not None
-    ]
+    stuck = _waiting(view, waits, now)
     ranks = {wait.entry.rank for _, wait in stuck} | {rank for _, wait in stuck for rank in wait.lacks}
     if not stuck:
         return []
