@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # A bound that only a hang reaches; nothing is measured with it.
@@ -125,14 +126,11 @@ class Inner:
         """End what is left; returns what that was."""
         eventually(lambda: not self.alive(), within=2)
         left = self.alive()
-        for process in self._started:
-            process.kill()
-            process.communicate()
         for pid in left:
-            try:
-                os.kill(pid, 9)
-            except ProcessLookupError:
-                continue
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in self._started:
+            process.communicate(timeout=LONG)  # all that could hold its pipes open is gone
         return left
 
 

@@ -91,7 +91,8 @@ def test_uneven(ddp):
 @expect("monitored_barrier", guilty=[2])
 def test_the_program_finds_out_itself(ddp):
     from datetime import timedelta
-    dist.monitored_barrier(timeout=timedelta(seconds=0.5))
+    # Longer than it takes to see that the rank is stopped: looking must not make it go on.
+    dist.monitored_barrier(timeout=timedelta(seconds=1.5))
 
 @ddp4
 @fault("skip", rank=2, op="monitored_barrier")
