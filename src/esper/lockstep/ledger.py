@@ -189,6 +189,15 @@ class Ledger:
         """Say that the rank's program still runs Python code."""
         F64.pack_into(self._map, HEARTBEAT_AT, time.monotonic())
 
+    def detach(self) -> None:
+        """In a forked child: whatever it still writes goes nowhere. Pages and table are its parent's, and a
+        name that two processes give one id makes the ledger unreadable.
+        """
+        self._map = mmap.mmap(-1, len(self._map))
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._strings)
+        os.close(nowhere)
+
     def close(self) -> None:
         """Unmap; the files stay."""
         self._map.close()

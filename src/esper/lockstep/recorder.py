@@ -48,8 +48,9 @@ class Recorder:
         self.uncounted_threads = False
 
     def detach(self) -> None:
-        """In a forked child: write nothing more. The pages are shared, and the ledger stays its parent's."""
+        """In a forked child: write nothing more; the ledger stays its parent's."""
         self._detached = True
+        self.ledger.detach()
 
     def begin(self, name: str) -> None:
         """A new program starts on this rank: `name` is its script, or a test's id."""
