@@ -7,6 +7,7 @@ backend stay what they were. Measured: about 14 us a call at one rank, half of i
 
 from __future__ import annotations
 
+import _thread
 import functools
 import sys
 from collections.abc import Callable
@@ -81,8 +82,14 @@ class Interception:
                 overload, self._kernel(overload, OpSchema.of(schema)), "BackendSelect", with_keyset=True
             )
         self._patch_wait()
-        for holder, name in ((dist.Work, "get_future"), (dist.rpc, "init_rpc")):
-            # A build without RPC lacks the latter.
+        for holder, name in (
+            (dist.Work, "get_future"),
+            (dist.rpc, "init_rpc"),
+            # A thread counts itself, so it is not counted yet when its starter goes on to wait; `threading`
+            # waits for that.
+            (_thread, "start_new_thread"),
+        ):
+            # A build without RPC lacks the second.
             if hasattr(holder, name):
                 self._undo.append(patch(holder, name, self._brings_threads(getattr(holder, name))))
         self.groups.install(lambda frame: self.replicas.audit("destroy", frame))
@@ -224,7 +231,7 @@ class Interception:
         self._most_works = max(_MANY_UNWAITED, 2 * len(self._works))
 
     def _brings_threads(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, after which threads of C++ may come to run Python."""
+        """The same function, after which threads that nobody counts may come to run Python."""
 
         @functools.wraps(original)
         def bringing(*args: Any, **kwargs: Any) -> Any:
