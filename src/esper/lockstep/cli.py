@@ -40,6 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run_parser.error(f"--nproc={options.nproc} must be an integer >= 1")
     if not options.patience > 0:
         run_parser.error(f"--patience={options.patience} must be a number of seconds > 0")
+    if options.report is not None:
+        try:
+            options.report.touch()  # before an hour of training, not after it
+        except OSError as error:
+            run_parser.error(f"--report {str(options.report)!r}: {error.strerror}")
 
     from esper.lockstep.launch import run
 

@@ -1,0 +1,92 @@
+"""Runs scripts under `python -m esper.lockstep run`, as a user does, and sees that nothing of them stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import uuid
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+SCHEMA = json.loads(files("esper.lockstep").joinpath("report.schema.json").read_text())
+_MARK = "ESPER_LOCKSTEP_TEST"
+
+_HEAD = """\
+import os, signal, sys, time
+import torch
+import torch.distributed as dist
+dist.init_process_group("gloo")
+rank, world = dist.get_rank(), dist.get_world_size()
+x = torch.ones(4)
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    report: dict[str, Any]
+    text: str
+    script: Path
+
+    @property
+    def verdict(self) -> str:
+        verdict: str = self.report["verdict"]
+        return verdict
+
+    @property
+    def diagnosis(self) -> dict[str, Any]:
+        (diagnosis,) = self.report["diagnoses"]
+        assert isinstance(diagnosis, dict)
+        return diagnosis
+
+    def at(self, mark: str) -> str:
+        """`file:line` of the line that ends with this comment."""
+        lines = self.script.read_text().splitlines()
+        (number,) = [number for number, line in enumerate(lines, 1) if line.endswith(f"# {mark}")]
+        return f"{self.script}:{number}"
+
+
+def launch(folder: Path, body: str, *arguments: str, nproc: int = 2, patience: float = 20.0) -> Outcome:
+    """Run the script on `nproc` ranks; its report is valid, and no process of it is left."""
+    script, report = folder / "program.py", folder / "report.json"
+    script.write_text(_HEAD + textwrap.dedent(body))
+    options = ["--nproc", str(nproc), "--report", str(report), "--patience", str(patience)]
+    done = command(*options, "--", str(script), *arguments)
+    assert report.is_file(), done.stderr
+    document = json.loads(report.read_text())
+    jsonschema.validate(document, SCHEMA)
+    assert [end["rank"] for end in document["ranks"]] == list(range(nproc))
+    return Outcome(done.returncode, document, done.stderr, script)
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m esper.lockstep run ...`; fails when a process that it started outlives it."""
+    token = uuid.uuid4().hex
+    done = subprocess.run(
+        [sys.executable, "-m", "esper.lockstep", "run", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, _MARK: token, "OMP_NUM_THREADS": "1"},
+    )
+    assert _processes_with(f"{_MARK}={token}".encode()) == []
+    return done
+
+
+def _processes_with(variable: bytes) -> list[str]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if variable in (process / "environ").read_bytes().split(b"\0"):
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:  # gone meanwhile, or another user's
+            continue
+    return found
