@@ -62,7 +62,7 @@ class Interception:
         self.interposer: Interposer | None = None
         self.detached = False
         self._library: Any = None
-        self._works: dict[int, tuple[Any, int]] = {}
+        self._works: dict[int, tuple[Any, int, bool]] = {}
         self._most_works = _MANY_UNWAITED
         self._original_wait: Any = None
         self._undo: list[Callable[[], None]] = []
@@ -144,10 +144,14 @@ class Interception:
         below = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)
         unbox_group, unbox_work = dist.ProcessGroup.unbox, torch._C._distributed_c10d.Work.unbox
         reduce_names = {value.value: name for name, value in dist.ReduceOp.RedOpType.__members__.items()}
+        reduce_type = dist.ReduceOp.RedOpType
+        by_value: dict[Any, str] = {
+            value: name for name, value in dist.ReduceOp.RedOpType.__members__.items()
+        }
         python_api = c10d.__file__
         recorder, groups, works = self.recorder, self.groups, self._works
         redispatch, stamp = overload.redispatch, self.recorder.ledger.stamp
-        getframe, exc_info = sys._getframe, sys.exc_info
+        getframe, handled = sys._getframe, sys.exception
         op, at_group, at_reduce, at_async, at_root, at_peer, at_tag, at_data = (
             schema.op,
             schema.group,
@@ -159,23 +163,20 @@ class Interception:
             schema.data,
         )
 
+        # A blocking operator raises after a time of its own, and the program may come back.
+        base = _WAITED | _POLLED if schema.blocking else 0
+        is_barrier = op == "barrier"
+
         def kernel(keyset: Any, *args: Any) -> Any:
             if self.detached:
                 return redispatch(keyset & below, *args)
             group = groups.of(unbox_group(args[at_group]))
             frame = getframe(1)
             native = frame.f_code.co_filename != python_api
-            flags = _NATIVE if native else 0
-            if (
-                native
-                or schema.blocking
-                or (at_async is not None and len(args) > at_async and not args[at_async])
-            ):
+            flags = (base | _NATIVE | _WAITED) if native else base
+            if at_async is not None and len(args) > at_async and not args[at_async]:
                 flags |= _WAITED
-            if schema.blocking:
-                # It raises after a time of its own, and the program may come back.
-                flags |= _POLLED
-            if exc_info()[0] is not None:
+            if handled() is not None:
                 flags |= _UNWINDING
             dtype, shape, elements = (None, None, 0) if at_data is None else _describe(args[at_data])
             if self.interposer is not None and self.interposer.before(
@@ -183,14 +184,21 @@ class Interception:
             ):
                 # A blocking operator returns nothing, neither tensors nor a work.
                 return None if schema.blocking else _completed(args[0] if schema.tensors_returned else None)
-            if op == "barrier" and not native:
+            if is_barrier and not native:
                 self.replicas.audit("barrier", frame)
+            reduce_op = None
+            if at_reduce is not None:
+                # Python's caller still has it by name; asking the boxed one costs 6 us.
+                given = None if native else frame.f_locals.get("op")
+                reduce_op = by_value[given] if type(given) is reduce_type else None
+                if reduce_op is None:
+                    reduce_op = reduce_names.get(args[at_reduce].op(), "?")
             record_in = groups.channel(group) if schema.point_to_point else group
             with record_in.lock:
                 number = recorder.collective(
                     record_in,
                     op,
-                    None if at_reduce is None else reduce_names.get(args[at_reduce].op(), "?"),
+                    reduce_op,
                     dtype,
                     shape,
                     elements if schema.sized else 0,
@@ -216,7 +224,7 @@ class Interception:
                 work = unbox_work(out[1] if schema.tensors_returned else out)
                 if len(works) >= self._most_works:
                     self._forget_done()
-                works[id(work)] = (work, number)
+                works[id(work)] = (work, number, bool(flags & _WAITED))
             return out
 
         return kernel
@@ -225,7 +233,7 @@ class Interception:
         """Let go of works that are done and were not waited for: a work keeps its tensors alive, and a
         communication hook waits for a future instead. A later wait for one returns at once.
         """
-        for key, (work, _) in list(self._works.items()):
+        for key, (work, _, _) in list(self._works.items()):
             if work.is_completed():
                 self._works.pop(key, None)
         self._most_works = max(_MANY_UNWAITED, 2 * len(self._works))
@@ -245,28 +253,34 @@ class Interception:
         self._original_wait = original
         works, recorder, ledger = self._works, self.recorder, self.recorder.ledger
 
+        failed: set[int] = set()
+
         def wait(work: Any, *args: Any, **kwargs: Any) -> Any:
             known = works.get(id(work))
             if known is None:
                 return original(work, *args, **kwargs)
-            number = known[1]
-            ledger.set_threads(recorder.threads())
-            if waiting.current.work is not work:
+            _, number, synchronous = known
+            if synchronous and not args and not kwargs:
+                # Waited for since its issue: the record says so already, and this wait is its first.
+                pass
+            elif waiting.current.work is not work:
+                ledger.set_threads(recorder.threads())
                 polled = _POLLED if args or kwargs else 0
                 ledger.stamp(number, Time.WAIT_BEGUN, polled, _POLLED - polled)
             try:
                 result = original(work, *args, **kwargs)
             except BaseException as error:
                 if waiting.current.work is not work:
-                    ledger.stamp(number, Time.WAIT_ENDED, Flag.FAILED)
+                    ledger.stamp(number, Time.WAIT_ENDED, _FAILED)
+                    failed.add(number)  # a later wait for it may still succeed
                 # From C++ the traceback ends here; a signal handler's exception has frames of its own.
                 trace = error.__traceback__
                 if trace is not None and trace.tb_next is None:
                     _mark_victim(error)
                 raise
-            # An earlier wait for it may have failed.
-            ledger.stamp(number, Time.WAIT_ENDED, 0, _FAILED)
+            ledger.stamp(number, Time.WAIT_ENDED, 0, _FAILED if number in failed else 0)
             works.pop(id(work), None)
+            failed.discard(number)
             return result
 
         dist.Work.wait = wait  # type: ignore[method-assign, assignment]
@@ -305,6 +319,8 @@ def _blocking(
 
 def _describe(data: Any) -> tuple[Any, Any, int]:
     """dtype and shape of a tensor, or of the first of nested lists of them, and the elements of all."""
+    if type(data) is list and len(data) == 1 and type(data[0]) is not list:  # nearly all, so first
+        data = data[0]
     if type(data) is not list:
         return data.dtype, data.shape, data.numel()
     if not data:

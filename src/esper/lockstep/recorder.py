@@ -7,7 +7,8 @@ import hashlib
 import json
 import sys
 import threading
-from types import FrameType, TracebackType
+from types import CodeType, FrameType, TracebackType
+from typing import Any
 
 from esper.lockstep.entry import Kind, Site, State
 from esper.lockstep.frames import INTERNAL
@@ -19,6 +20,8 @@ _MASK = (1 << 64) - 1
 _STEP = 0x9E3779B97F4A7C15
 
 VICTIM = "_lockstep_victim"
+# Distinct calls that are remembered; object collectives have a shape of their own each time.
+_MOST_CALLS = 4096
 
 
 class GroupRecord:
@@ -40,7 +43,8 @@ class Recorder:
         """`internal`: source files and folders in which no call site lies."""
         self.ledger = ledger
         self._internal_files: dict[str, bool] = {}
-        self._signatures: dict[tuple[object, ...], int] = {}
+        self._calls: dict[tuple[Any, ...], tuple[int, ...]] = {}
+        self._sites: dict[tuple[CodeType, int], int] = {}
         self._native_thread = threading.local()
         self.internal = internal
         self._detached = False
@@ -166,10 +170,18 @@ class Recorder:
 
     def site(self, frame: FrameType | None) -> int:
         """String id of the first frame outside torch, contextlib and typing, from `frame` outwards."""
+        internal = self._internal_files
         while frame is not None:
             code = frame.f_code
-            if not self._is_internal(code.co_filename):
-                return self.ledger.string(Site(code.co_filename, frame.f_lineno, code.co_qualname))
+            plumbing = internal.get(code.co_filename)
+            if plumbing is None:
+                plumbing = self._is_internal(code.co_filename)
+            if not plumbing:
+                known = self._sites.get((code, frame.f_lineno))
+                if known is None:
+                    site = Site(code.co_filename, frame.f_lineno, code.co_qualname)
+                    known = self._sites[code, frame.f_lineno] = self.ledger.string(site)
+                return known
             frame = frame.f_back
         return 0
 
@@ -179,24 +191,26 @@ class Recorder:
             known = self._internal_files[filename] = filename.startswith(self.internal)
         return known
 
-    def signature(
-        self,
-        op: str,
-        reduce_op: str | None,
-        dtype: object,
-        elements: int,
-        root: int,
-        tag: str | None,
-        same: str | None,
-    ) -> int:
-        """64 bits of what must be equal on all members, the same in every process."""
-        key = (op, reduce_op, dtype, elements, root, tag, same)
-        known = self._signatures.get(key)
-        if known is None:
-            text = repr((op, reduce_op, str(dtype), elements, root, tag, same)).encode()
-            known = self._signatures[key] = int.from_bytes(
-                hashlib.blake2b(text, digest_size=8).digest(), "little"
-            )
+    def _intern(self, key: tuple[Any, ...], same: str | None) -> tuple[int, ...]:
+        """String ids of a call's parts and its signature: 64 bits of what must be equal on all members, the
+        same in every process.
+        """
+        op, reduce_op, dtype, shape, elements, root, tag, detail = key
+        text = repr((op, reduce_op, str(dtype), elements, root, tag, same)).encode()
+        signature = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+        string = self.ledger.string
+        known = (
+            string(op),
+            string(reduce_op),
+            string(dtype),
+            string(shape),
+            string(tag),
+            string(detail),
+            signature,
+        )
+        if len(self._calls) >= _MOST_CALLS:
+            self._calls.clear()
+        self._calls[key] = known
         return known
 
     def collective(
@@ -218,26 +232,29 @@ class Recorder:
         its lock.
         """
         ledger = self.ledger
-        string = ledger.string
         tag = current.tag
         sequence = group.next
         group.next = sequence + 1
-        group.chain = (
-            group.chain * _STEP + self.signature(op, reduce_op, dtype, elements, root, tag, same)
-        ) & _MASK
+        # One look-up for all that calls have in common: each of its own cost 2 us a collective together.
+        key = (op, reduce_op, dtype, shape, elements, root, tag, detail)
+        known = self._calls.get(key)
+        if known is None:
+            known = self._intern(key, same)
+        op_id, reduce_id, dtype_id, shape_id, tag_id, detail_id, signature = known
+        group.chain = (group.chain * _STEP + signature) & _MASK
         if flags & 1:  # Flag.WAITED; enum arithmetic costs a microsecond here
             ledger.set_threads(self.threads())
         return ledger.append(
             0,
             group.key_id,
             sequence,
-            string(op),
-            string(reduce_op),
-            string(dtype) if dtype is not None else 0,
-            string(shape) if shape is not None else 0,
+            op_id,
+            reduce_id,
+            dtype_id,
+            shape_id,
             site,
-            string(tag),
-            string(detail),
+            tag_id,
+            detail_id,
             root,
             peer,
             elements,
