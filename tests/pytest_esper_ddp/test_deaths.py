@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.pytest_esper_ddp.inner import HEAD, Inner, Result
@@ -185,7 +187,8 @@ def test_how_it_ended_is_the_first_line(result: Result, test: str, said: str) ->
 
 def test_the_diagnosis_shows_both_sides(result: Result) -> None:
     told = result.told("test_missing")
-    assert "ranks 0, 1, 3 wait in all_reduce #1" in told
+    # One rank that waits proves it; who else has come by then is a matter of speed.
+    assert re.search(r"ranks? [\d, ]+ waits? in all_reduce #1", told)
     assert "last in common: barrier #0" in told
     assert "test_inner.py:" in told
     told = result.told("test_raise")
