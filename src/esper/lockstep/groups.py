@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -24,9 +25,10 @@ class Groups:
         self._known: dict[str, GroupRecord] = {}
         self._channels: dict[str, GroupRecord] = {}
         self._together: dict[str, GroupRecord] = {}
-        self._before_destroy: Callable[[FrameType], None] = lambda frame: None
         self._generation: dict[str, int] = {}
         self._undo: list[Callable[[], None]] = []
+        # Two threads that meet a group at once must not both number its calls from 0.
+        self._meeting = threading.RLock()
 
     def of(self, group: Any) -> GroupRecord:
         """The record of `group`, written with its members when it is met for the first time."""
@@ -39,9 +41,8 @@ class Groups:
         known = self._channels.get(group.key)
         if known is None:
             key = f"p2p:{group.key}"
-            known = self._channels[group.key] = GroupRecord(
-                key, self._recorder.ledger.string(key), group.members
-            )
+            record = GroupRecord(key, self._recorder.ledger.string(key), group.members)
+            known = self._channels.setdefault(group.key, record)
         return known
 
     def together(
@@ -60,10 +61,11 @@ class Groups:
         `same` must be equal on all of them; `waits`: it does not return without them. Returns the record's
         number.
         """
-        record = self._together.get(key)
-        if record is None:
-            record = self._together[key] = GroupRecord(key, self._recorder.ledger.string(key), members)
-            self._announce(record)
+        with self._meeting:
+            record = self._together.get(key)
+            if record is None:
+                record = self._together[key] = GroupRecord(key, self._recorder.ledger.string(key), members)
+                self._announce(record)
         text = json.dumps({"same": same, **detail})
         flags = int(Flag.WAITED) if waits else 0
         with record.lock:
@@ -71,13 +73,10 @@ class Groups:
                 record, op, None, None, None, 0, -1, -1, site, flags, text, same=same
             )
 
-    def position(self) -> int:
-        """How many collectives of the default group this rank has entered: a place that ranks have in
-        common.
-        """
-        default = dist.group.WORLD
-        record = None if default is None else self._known.get(default.group_name)
-        return 0 if record is None else record.next
+    def default(self) -> GroupRecord | None:
+        """The default group's record; None while there is none."""
+        world = dist.group.WORLD
+        return None if world is None else self.of(world)
 
     def begin(self) -> None:
         """A new program starts in this process: number every group's collectives from 0 again."""
@@ -93,14 +92,19 @@ class Groups:
         return {record.key: (record.next, record.chain, record.members) for record in records}
 
     def _meet(self, name: str, group: Any) -> GroupRecord:
-        key = self._key(name, world=group is dist.group.WORLD)
-        try:
-            members = tuple(dist.get_process_group_ranks(group))
-        except (KeyError, ValueError):  # not registered yet: a call from inside the group's own creation
-            members = tuple(range(group.size()))
-        record = self._known[name] = GroupRecord(key, self._recorder.ledger.string(key), members)
-        self._announce(record)
-        return record
+        with self._meeting:
+            record = self._known.get(name)
+            if record is not None:
+                return record
+            key = self._key(name, world=group is dist.group.WORLD)
+            try:
+                members = tuple(dist.get_process_group_ranks(group))
+            except (KeyError, ValueError):  # not registered yet: a call from inside the group's own creation
+                members = tuple(range(group.size()))
+            record = GroupRecord(key, self._recorder.ledger.string(key), members)
+            self._announce(record)
+            self._known[name] = record
+            return record
 
     def _key(self, name: str, *, world: bool) -> str:
         """The name of the next group that torch calls `name`. It gives the same names again after a destroy,
@@ -120,20 +124,20 @@ class Groups:
         self._channels.pop(key, None)
         self._recorder.destroyed(key, site)
 
-    def install(self, before_destroy: Callable[[FrameType], None]) -> None:
+    def install(self, before_end: Callable[[GroupRecord | None, FrameType], None]) -> None:
         """Record new_group, destroy_process_group and os._exit, with their call sites.
 
-        `before_destroy` is called with the caller's frame while the groups that end still stand.
+        `before_end` is called with the default group and the caller's frame while the group still stands.
         """
-        self._before_destroy = before_destroy
         recorder = self._recorder
         destroy, leave, new_group = c10d.destroy_process_group, os._exit, c10d._new_group_with_tag
 
         def destroy_process_group(group: Any = None) -> None:
             if dist.is_initialized():
                 site = recorder.site(sys._getframe(1))
-                self._before_destroy(sys._getframe(1))
                 ends_all = group is None or group is dist.group.WORLD
+                if ends_all:
+                    before_end(self.default(), sys._getframe(1))
                 # A group that it is not in, or one destroyed before: torch's to judge.
                 for one in [one for one in c10d._world.pg_map if ends_all or one is group]:
                     self._forget(one, site)
