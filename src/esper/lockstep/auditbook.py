@@ -18,7 +18,8 @@ class AuditKey(NamedTuple):
     group: str
     source: str
     what: str
-    position: int  # collectives of the default group that the rank had entered
+    subset: int  # of a model's parameters: which of them are trained
+    position: int  # collectives of that group that the rank had entered
     repeat: int  # audits of this before, between the same two collectives
 
 
@@ -44,20 +45,27 @@ class AuditBook:
     def __init__(self) -> None:
         self._open: dict[AuditKey, Audit] = {}
         self._differing: dict[AuditKey, Audit] = {}
+        # Local phases of models (local SGD) whose replicas have been alike again.
+        self._averaged: set[tuple[str, str, int]] = set()
 
     def add(self, entry: Entry, members: tuple[int, ...]) -> None:
         """One rank has made an audit; one that all members have made alike is settled and dropped."""
-        key = AuditKey(entry.group, entry.op, entry.tag or "", entry.sequence, entry.peer)
+        subset = entry.detail.get("subset", 0)
+        key = AuditKey(entry.group, entry.op, entry.tag or "", subset, entry.sequence, entry.peer)
         audit = self._open.get(key)
         if audit is None:
             if len(self._open) >= _MOST_OPEN:
                 self._open.pop(next(iter(self._open)))
             audit = self._open[key] = Audit(key, members)
         audit.entries[entry.rank] = entry
+        local = max(one.detail.get("phase", 0) for one in audit.entries.values())
+        phase = (key.group, key.what, local)
         if len(audit.sides()) > 1:
-            self._differing[key] = audit
+            if not local or phase in self._averaged:
+                self._differing[key] = audit
         elif len(audit.entries) == len(members):
             del self._open[key]
+            self._averaged.add(phase)
 
     def differing(self) -> Iterator[Audit]:
         """Audits in which ranks differ, the oldest first."""

@@ -92,7 +92,7 @@ class Interception:
             # A build without RPC lacks the second.
             if hasattr(holder, name):
                 self._undo.append(patch(holder, name, self._brings_threads(getattr(holder, name))))
-        self.groups.install(lambda frame: self.replicas.audit("destroy", frame))
+        self.groups.install(lambda default, frame: self.replicas.audit("destroy", default, frame))
         self.replicas.install()
         tags.set_recording(True)
 
@@ -185,7 +185,7 @@ class Interception:
                 # A blocking operator returns nothing, neither tensors nor a work.
                 return None if schema.blocking else _completed(args[0] if schema.tensors_returned else None)
             if is_barrier and not native:
-                self.replicas.audit("barrier", frame)
+                self.replicas.audit("barrier", group, frame)
             reduce_op = None
             if at_reduce is not None:
                 # Python's caller still has it by name; asking the boxed one costs 6 us.

@@ -45,7 +45,7 @@ def main() -> None:
     status = 0
     try:
         runpy.run_path(script, run_name="__main__")
-        interception.replicas.audit("end", None)
+        interception.replicas.audit("end", interception.groups.default(), None)
     except SystemExit as end:
         recorder.leaving_by(end)
         raise

@@ -1,15 +1,17 @@
 """In the rank: digests of what must be equal on all ranks, at points where it must be.
 
 No collective is needed: digests go into the ledger under a key that ranks have in common, and are compared
-from outside. The points are a DDP model's forward in training mode with gradient sync on, each barrier, and
-the end of the default group or of the program; not an optimiser step, since ZeRO's inner step comes before
-its broadcast.
+from outside. A DDP model's point is its forward in training mode with gradient sync on: not an optimiser
+step, since ZeRO's inner step comes before its broadcast, and neither a barrier nor the end, where rank 0 may
+hold averaged weights or the best checkpoint to evaluate them. What the program watches is audited at the
+forwards, at each barrier, and at the end of the default group or of the program.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 import time
 import weakref
@@ -27,7 +29,7 @@ from esper.lockstep.audits import Audits
 from esper.lockstep.entry import Kind
 from esper.lockstep.fingerprints import ends_of, leaves, running_digests, stable_digest, tensor_digest
 from esper.lockstep.groups import Groups, patch
-from esper.lockstep.recorder import Recorder
+from esper.lockstep.recorder import GroupRecord, Recorder
 
 # One forward in this many elements is audited: 6 ms a million of them, a small part of a step that size.
 _ELEMENTS_A_FORWARD = 20_000
@@ -35,6 +37,7 @@ _ELEMENTS_A_FORWARD = 20_000
 _SHARE = 0.005
 _FUSED_ELEMENTS = 1 << 16
 _MASK = (1 << 63) - 1
+_WRAPPERS = re.compile(r"\b(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 
 
 class _Trained:
@@ -42,11 +45,21 @@ class _Trained:
 
     def __init__(self, label: str, named: list[tuple[str, nn.Parameter]]) -> None:
         self.tensors = [one for _, one in named]
-        self.detail = json.dumps({"what": label, "names": [name for name, _ in named]})
+        names = [name for name, _ in named]
+        # Ranks may freeze parts as they like: only audits of the same parameters are compared.
+        self._told = {"what": label, "names": names, "subset": stable_digest(json.dumps(names)) & _MASK}
+        self._details: dict[int, str] = {}
         kinds = {(type(one), one.dtype, one.device.type) for one in self.tensors}
         one_kind = len(kinds) == 1 and next(iter(kinds))[::2] == (nn.Parameter, "cpu")
         fused = one_kind and sum(one.numel() for one in self.tensors) <= _FUSED_ELEMENTS
         self._ends = ends_of(self.tensors) if fused else None
+
+    def detail(self, phase: int) -> str:
+        """What is digested, as JSON."""
+        known = self._details.get(phase)
+        if known is None:
+            self._details = {phase: (known := json.dumps({**self._told, "phase": phase}))}
+        return known
 
     def digests(self) -> list[int]:
         """Digest of tensors 0 to n for each n."""
@@ -70,34 +83,35 @@ class _Model:
         named = [(name, one) for name, one in ddp.module.named_parameters() if name not in ignored]
         self.registered = {id(one) for _, one in named if one.requires_grad}
         self.named = [(plain_name(name), one) for name, one in named if one.requires_grad]
+        self._flags = [True] * len(self.named)
         self._trained = _Trained(label, self.named)
         self.every = 1 + sum(one.numel() for _, one in self.named) // _ELEMENTS_A_FORWARD
         self.forwards = 0
-        self.synchronised = False
         self.local_since: int | None = None  # the first parameter's version when the ranks went on alone
+        self.phase = 0  # how often the ranks have gone on alone
         self.next_look = 0.0
         self.reported = False
 
     def trained(self) -> _Trained:
         """What is still trained: a frozen parameter may differ."""
-        count = sum(one.requires_grad for _, one in self.named)
-        if count != len(self._trained.tensors):
+        flags = [one.requires_grad for _, one in self.named]
+        if flags != self._flags:
+            self._flags = flags
             self._trained = _Trained(self.label, [pair for pair in self.named if pair[1].requires_grad])
         return self._trained
 
-    def follow_phase(self, synchronises: bool) -> bool:
-        """A forward comes; whether the optimiser has stepped since gradients were last averaged.
+    def follow_phase(self, synchronises: bool) -> None:
+        """A forward comes. Where the optimiser has stepped since gradients were last averaged a new phase
+        begins, in which replicas differ until the program makes them alike.
 
         Accumulation under `no_sync` leaves the replicas equal, steps under it don't (local SGD).
         """
         version = self.named[0][1]._version if self.named else 0
         if not synchronises and self.local_since is None:
             self.local_since = version
-        alone = self.local_since is not None and version != self.local_since
         if synchronises:
+            self.phase += self.local_since is not None and version != self.local_since
             self.local_since = None
-        self.synchronised = synchronises
-        return alone
 
     def unregistered(self) -> list[str]:
         """Trainable, not ignored parameters of the module that its reducer does not have."""
@@ -118,10 +132,9 @@ class Replicas:
     def __init__(self, recorder: Recorder, groups: Groups) -> None:
         self._recorder, self._groups = recorder, groups
         self._audits = Audits(recorder.ledger.path.parent, recorder.ledger.rank)
-        self._models: list[_Model] = []
         self._by_ddp: weakref.WeakKeyDictionary[DistributedDataParallel, _Model] = weakref.WeakKeyDictionary()
         self._built: dict[str, int] = {}
-        self._seen: dict[tuple[str, str], tuple[int, int]] = {}
+        self._seen: dict[tuple[str, str, str], tuple[int, int]] = {}
         self._undo: list[Callable[[], None]] = []
         self.chain = 0
 
@@ -158,22 +171,16 @@ class Replicas:
 
     def begin(self) -> None:
         """A new program starts in this process: nothing of the one before is followed."""
-        self._models.clear()
+        self._by_ddp.clear()
         self._built.clear()
         self._seen.clear()
         self.chain = 0
         watching.start()
 
-    def audit(self, source: str, frame: FrameType | None) -> None:
-        """Write a digest of everything that is followed, as at a barrier or at the end."""
-        site = self._recorder.site(frame)
-        for model in list(self._models):
-            ddp = model.ddp()
-            if ddp is None:
-                self._models.remove(model)
-            elif model.synchronised and not _has_hook(ddp):
-                self._audit_model(model, source, site)
-        self._audit_watched(source, site)
+    def audit(self, source: str, record: GroupRecord | None, frame: FrameType | None) -> None:
+        """Write a digest of each watched value, to be compared among the members of that group."""
+        if record is not None:
+            self._audit_watched(source, record, self._recorder.site(frame))
 
     def _constructing(self, module: nn.Module, group: Any, frame: FrameType) -> None:
         """Which parameters, in which order and shape: the same on all ranks, or the reducers pair
@@ -197,9 +204,7 @@ class Replicas:
     def _constructed(self, ddp: DistributedDataParallel) -> None:
         key = self._groups.of(ddp.process_group).key
         number = self._built[key] = self._built.get(key, -1) + 1
-        model = _Model(ddp, f"DistributedDataParallel #{number}", key)
-        self._models.append(model)
-        self._by_ddp[ddp] = model
+        self._by_ddp[ddp] = _Model(ddp, f"DistributedDataParallel #{number}", key)
 
     def _forward(self, ddp: DistributedDataParallel, frame: FrameType) -> None:
         model = self._by_ddp.get(ddp)
@@ -207,13 +212,14 @@ class Replicas:
             return
         self._look_for_unregistered(model, frame)
         synchronises = ddp.require_backward_grad_sync and ddp.training and torch.is_grad_enabled()
-        stepped_alone = model.follow_phase(ddp.require_backward_grad_sync)
+        model.follow_phase(ddp.require_backward_grad_sync)
         if not synchronises:
             return
-        if model.forwards % model.every == 0 and not stepped_alone and not _has_hook(ddp):
-            self._audit_model(model, "forward", self._recorder.site(frame))
+        record, site = self._groups.of(ddp.process_group), self._recorder.site(frame)
+        if model.forwards % model.every == 0 and not _has_hook(ddp):
+            self._audit_model(model, record, site)
         model.forwards += 1
-        self._audit_watched("forward", self._recorder.site(frame))
+        self._audit_watched("forward", record, site)
 
     def _look_for_unregistered(self, model: _Model, frame: FrameType) -> None:
         now = time.monotonic()
@@ -228,12 +234,13 @@ class Replicas:
                 Kind.UNREGISTERED, group=model.group, site=self._recorder.site(frame), names=names[:20]
             )
 
-    def _audit_model(self, model: _Model, source: str, site: int) -> None:
+    def _audit_model(self, model: _Model, record: GroupRecord, site: int) -> None:
         trained = model.trained()
         if trained.tensors:
-            self._write(model.group, source, model.label, trained.digests(), trained.detail, site)
+            detail = trained.detail(model.phase)
+            self._write(record, "forward", model.label, trained.digests(), detail, site)
 
-    def _audit_watched(self, source: str, site: int) -> None:
+    def _audit_watched(self, source: str, record: GroupRecord, site: int) -> None:
         for name, value in watching.values():
             found = list(leaves(value, name))
             values, total = [], 0
@@ -243,17 +250,21 @@ class Replicas:
             detail: dict[str, object] = {"what": name, "names": [leaf.path for leaf in found]}
             if len(found) == 1:
                 detail["value"] = found[0].text
-            self._write("default", source, name, values, json.dumps(detail), site)
+            self._write(record, source, name, values, json.dumps(detail), site)
 
-    def _write(self, group: str, source: str, what: str, values: list[int], detail: str, site: int) -> None:
-        position = self._groups.position()
+    def _write(
+        self, record: GroupRecord, source: str, what: str, values: list[int], detail: str, site: int
+    ) -> None:
+        # Of that group, whose order its members share: how many of another group's have come says nothing.
+        position = record.next
         # Two audits between the same two collectives are told apart by their count.
-        before, count = self._seen.get((source, what), (-1, 0))
+        place = (record.key, source, what)
+        before, count = self._seen.get(place, (-1, 0))
         count = count + 1 if before == position else 0
-        self._seen[source, what] = (position, count)
+        self._seen[place] = (position, count)
         self.chain = (self.chain * 31 + values[-1] + position) & _MASK
         self._recorder.audited(
-            group,
+            record.key,
             position,
             source,
             what,
@@ -278,5 +289,5 @@ def _group_of(given: Mapping[str, Any]) -> Any:
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name without what torch.compile puts before it on the ranks that compile."""
-    return name.replace("_orig_mod.", "")
+    """A parameter's name without what wrappers put into it on the ranks that compile or save memory."""
+    return _WRAPPERS.sub("", name)
