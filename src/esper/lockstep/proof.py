@@ -19,6 +19,9 @@ from esper.lockstep.view import View
 # What ranks make in step, though it is no collective: kind of a contradiction in it.
 _MADE_TOGETHER = {"new_group": "group", "DistributedDataParallel": "model"}
 
+# Until then a swap is waited for: seconds, from one call that the backend took to the next one.
+_NEXT_WITHIN = 0.15
+
 __all__ = ["Finding", "Patience", "prove"]
 
 
@@ -30,7 +33,7 @@ def prove(view: View, now: float, patience: Patience, *, final: bool = False) ->
     findings += replica_findings(view, now, patience, final=final)
     if not findings and not undecided:
         findings = (
-            cycles(view, waits)
+            cycles(view, waits, now)
             or suspects(view, waits, now, patience)
             or unexplained(view, waits, now, patience, final)
         )
@@ -58,10 +61,25 @@ def mismatches(
             or now - since > patience.running
             or all(_cannot_come(view, waits, rank, parties) for rank in slot.absent)
         ):
-            findings.append(_mismatch(view, slot, sides, since))
+            if final or now - since > _NEXT_WITHIN or not _next_may_tell(view, slot, sides):
+                findings.append(_mismatch(view, slot, sides, since))
+            else:
+                undecided |= parties
         else:
             undecided |= parties
     return findings, undecided
+
+
+def _next_may_tell(view: View, slot: Slot, sides: list[list[int]]) -> bool:
+    """Whether the sides' next calls may still show a swap: only tags differ, so the backend lets them go
+    on.
+    """
+    one, other = sides[0][0], sides[1][0]
+    if signature(slot.entries[one]) != signature(slot.entries[other]):
+        return False
+    following = view.matching.slot(slot.group, slot.sequence + 1)
+    known = following.entries.keys() if following is not None else set()
+    return any(rank not in known and not view.ranks[rank].left for rank in (one, other))
 
 
 def _cannot_come(view: View, waits: dict[int, list[Wait]], rank: int, parties: set[int]) -> bool:

@@ -327,7 +327,8 @@ def test_an_untagged_call_votes_for_nobody() -> None:
     story.call(0)
     story.call(1, tag="a")
     story.call(2, tag="b")
-    assert story.found() == ("mismatch", [1, 2])
+    assert story.found() is None  # their next calls may show a swap
+    assert story.found(later=0.2) == ("mismatch", [1, 2])
 
 
 def test_a_clean_up_collective_while_an_exception_passes_is_raised() -> None:
