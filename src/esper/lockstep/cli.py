@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -48,12 +50,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from esper.lockstep.launch import run
 
+    # A signal that ends this process ends the ranks and removes the ledgers first.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _leave)
     report, status = run(command, options.nproc, options.patience, _tell)
     for diagnosis in report.diagnoses:
         _tell(diagnosis.message)
     if options.report is not None:
         options.report.write_text(json.dumps(report.to_json(), indent=1) + "\n")
     sys.exit(status)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def _tell(text: str) -> None:

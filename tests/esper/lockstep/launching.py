@@ -8,6 +8,8 @@ import subprocess
 import sys
 import textwrap
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -68,17 +70,27 @@ def launch(folder: Path, body: str, *arguments: str, nproc: int = 2, patience: f
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     """`python -m esper.lockstep run ...`; fails when a process that it started outlives it."""
+    with started(*arguments) as process:
+        out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The same under way; when the block is left it has ended, and its ranks with it."""
     token = uuid.uuid4().hex
-    done = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-m", "esper.lockstep", "run", *arguments],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-        timeout=60,
         env={**os.environ, _MARK: token, "OMP_NUM_THREADS": "1"},
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
     assert _processes_with(f"{_MARK}={token}".encode()) == []
-    return done
 
 
 def _processes_with(variable: bytes) -> list[str]:

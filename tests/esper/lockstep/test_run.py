@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
 
-from tests.esper.lockstep.launching import command, launch
+from tests.esper.lockstep.launching import command, launch, started
 
 
 def test_a_healthy_program_is_clean(tmp_path: Path) -> None:
@@ -255,6 +257,26 @@ def test_a_victim_that_leaves_first_is_not_blamed(tmp_path: Path) -> None:
         nproc=3,
     )
     assert (outcome.diagnosis["kind"], outcome.diagnosis["guilty"]) == ("crashed", [2])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_ranks_and_leaves_no_file(tmp_path: Path, number: signal.Signals) -> None:
+    script, up = tmp_path / "program.py", tmp_path / "up"
+    os.mkfifo(up)
+    # The second word of a rank's command line is where its ledger lies.
+    script.write_text(
+        "import sys, time\n"
+        "words = open('/proc/self/cmdline').read().split('\\0')\n"
+        f"open({str(up)!r}, 'w').write(words[words.index('esper.lockstep.rank') + 1])\n"
+        "time.sleep(60)\n"
+    )
+    with started("--nproc", "1", "--", str(script)) as process:
+        ledgers = Path(up.read_text())
+        assert (ledgers / "rank0.ledger").is_file()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (128 + number, "", "")
+    assert not ledgers.exists()
 
 
 @pytest.mark.parametrize(
