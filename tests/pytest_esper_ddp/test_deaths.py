@@ -117,6 +117,12 @@ def test_observed(ddp):
 def test_observed_and_healthy(ddp):
     dist.barrier()
 
+@pytest.mark.ddp(lockstep="observe", patience=0.3)
+def test_observed_late_and_healthy(ddp):
+    if ddp.rank == 0:
+        time.sleep(1.0)
+    dist.barrier()
+
 @pytest.mark.ddp(init=False)
 def test_group_of_its_own(ddp):
     assert not dist.is_initialized()
@@ -149,6 +155,7 @@ def test_what_passes(result: Result) -> None:
         "test_the_next_one",
         "test_off",
         "test_observed_and_healthy",
+        "test_observed_late_and_healthy",
         "test_group_of_its_own",
         "test_group_of_its_own_left_standing",
         "test_the_last_one",
@@ -158,7 +165,7 @@ def test_what_passes(result: Result) -> None:
 def test_everything_else_fails(result: Result) -> None:
     others = {end for name, end in result.ends.items() if name not in result.passed}
     assert others == {"FAILED"}
-    assert len(result.ends) == 23
+    assert len(result.ends) == 24
 
 
 @pytest.mark.parametrize(
