@@ -33,6 +33,7 @@ class Fault:
         ]
         if self.target is not None:
             places.append(self.target.rpartition(":")[2])
+        places += [name if value is True else f"{name} {value}" for name, value in self.arguments.items()]
         return f"{self.kind} on rank {self.rank}" + (f" ({', '.join(places)})" if places else "")
 
 

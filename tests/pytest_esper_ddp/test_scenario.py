@@ -21,7 +21,11 @@ from pytest_esper_ddp.scenario import Fault
             Fault(kind="uneven_loader", rank=1, target="package.module:Loader.__iter__"),
             "uneven_loader on rank 1 (Loader.__iter__)",
         ),
-        (Fault(kind="sleep", rank=1, arguments={"seconds": 2}), "sleep on rank 1"),
+        (Fault(kind="sleep", rank=1, arguments={"seconds": 2}), "sleep on rank 1 (seconds 2)"),
+        (
+            Fault(kind="germinate_alone", rank=1, epoch=2, arguments={"decided": True}),
+            "germinate_alone on rank 1 (epoch 2, decided)",
+        ),
     ],
 )
 def test_a_fault_names_its_place(fault: Fault, text: str) -> None:
