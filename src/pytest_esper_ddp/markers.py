@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pytest_esper_ddp.errors import MarkerError
-from pytest_esper_ddp.faults.catalogue import CATALOGUE, FaultSpec
+from pytest_esper_ddp.faults.arguments import check_arguments, check_seconds
+from pytest_esper_ddp.faults.catalogue import CATALOGUE, OPS, FaultSpec
 from pytest_esper_ddp.options import BACKENDS, ISOLATIONS, Settings
 from pytest_esper_ddp.scenario import Expectation, Fault, Scenario
 
@@ -119,11 +120,11 @@ def scenario_of(item: pytest.Item, settings: Settings) -> Scenario:
     return Scenario(
         world_size=size,
         backend=_one_of("ddp", "backend", _or(given["backend"], settings.backend), BACKENDS),
-        timeout=_seconds("ddp", "timeout", _or(given["timeout"], settings.timeout)),
+        timeout=check_seconds("ddp", "timeout", _or(given["timeout"], settings.timeout)),
         isolation=_one_of("ddp", "isolation", _or(given["isolation"], settings.isolation), ISOLATIONS),
         init=_truth("ddp", "init", given["init"]),
         lockstep=lockstep,
-        patience=_seconds("ddp", "patience", given["patience"]),
+        patience=check_seconds("ddp", "patience", given["patience"]),
         faults=faults,
         expectation=expectation,
     )
@@ -178,7 +179,8 @@ def _fault_of(marker: pytest.Mark, size: int) -> Fault:
     if given["target"] is not None and not all(given["target"].partition(":")):
         raise MarkerError(f"{written}: target={given['target']!r} must be like 'package.module:Class.method'")
     _coordinates(written, spec, given)
-    _arguments(written, given["arguments"])
+    _op(written, spec, given)
+    check_arguments(written, kind, given["arguments"])
     return Fault(**given)
 
 
@@ -199,13 +201,12 @@ def _coordinates(written: str, spec: FaultSpec, given: Mapping[str, Any]) -> Non
         raise MarkerError(f"{written}: unknown argument {unknown[0]}; {given['kind']} accepts: {accepted}")
 
 
-def _arguments(written: str, arguments: Mapping[str, Any]) -> None:
-    """Wrong values would end the rank in the middle of the test, by our own exception."""
-    for name, value in arguments.items():
-        if name.endswith("seconds") and not (name == "for_seconds" and value is None):
-            _seconds(written, name, value)
-        if name == "code" and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 256):
-            raise MarkerError(f"{written}: code={value!r} must be an exit status, 0 to 255")
+def _op(written: str, spec: FaultSpec, given: Mapping[str, Any]) -> None:
+    op, kind = given["op"], given["kind"]
+    if op is not None and op not in OPS:
+        raise MarkerError(f"{written}: op={op!r} is no collective; known: {', '.join(OPS)}")
+    if op is not None and op not in spec.ops:
+        raise MarkerError(f"{written}: {kind} can't be done to {op}; it can to: {', '.join(spec.ops)}")
 
 
 def _texts(written: str, given: Mapping[str, Any], *names: str) -> None:
@@ -233,7 +234,7 @@ def _expectation(markers: Iterable[pytest.Mark], size: int) -> Expectation | Non
             _rank(written, "guilty", rank, size)
         guilty = tuple(sorted(guilty))
     if given["within"] is not None:
-        _seconds(written, "within", given["within"])
+        check_seconds(written, "within", given["within"])
     _check_raises(written, given["raises"], size)
     return Expectation(**{**given, "guilty": guilty})
 
@@ -261,12 +262,6 @@ def _one_of(written: str, name: str, value: object, accepted: tuple[str, ...]) -
     if value not in accepted:
         raise MarkerError(f"{written}: {name}={value!r} must be one of {', '.join(map(repr, accepted))}")
     return str(value)
-
-
-def _seconds(written: str, name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise MarkerError(f"{written}: {name}={value!r} must be a number of seconds > 0")
-    return float(value)
 
 
 def _truth(written: str, name: str, value: object) -> bool:

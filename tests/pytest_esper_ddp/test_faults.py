@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from pytest_esper_ddp.faults import data, lifecycle, process
+from pytest_esper_ddp.faults import call, collective, data, lifecycle, process
 from pytest_esper_ddp.faults.catalogue import CATALOGUE
 from pytest_esper_ddp.faults.patching import wrap, wrap_target
 from pytest_esper_ddp.markers import AT_CALLS
 from pytest_esper_ddp.scenario import Fault
-
-SRC = Path(process.__file__).parent
 
 
 class Thing:
@@ -57,11 +54,19 @@ def loud(original: Callable[..., str]) -> Callable[..., str]:
 def test_every_kind_has_who_applies_it() -> None:
     for kind, spec in CATALOGUE.items():
         module = importlib.import_module(f"pytest_esper_ddp.faults.{spec.family}")
-        assert hasattr(module, "apply" if spec.family in AT_CALLS else "arm"), kind
-        assert set(spec.required) <= set(spec.arguments), kind
-    of = {family: {kind for kind, spec in CATALOGUE.items() if spec.family == family} for family in AT_CALLS}
-    assert set(process._KINDS) == of["process"]
-    assert set(lifecycle._PATCHES) == {kind for kind, spec in CATALOGUE.items() if spec.family == "lifecycle"}
+        assert hasattr(module, "at_collectives" if spec.family in AT_CALLS else "arm"), kind
+        assert set(spec.required) <= {*spec.arguments, *spec.coordinates}, kind
+    applied = {
+        "process": set(process.KINDS),
+        "collective": {*collective.KINDS, "swap"},
+        "call": set(call.KINDS),
+        "data": {"uneven_loader"},
+        "lifecycle": set(lifecycle._PATCHES),
+    }
+    declared: dict[str, set[str]] = {}
+    for kind, spec in CATALOGUE.items():
+        declared.setdefault(spec.family, set()).add(kind)
+    assert applied == declared
 
 
 def test_a_patch_ends_and_leaves_no_trace() -> None:
@@ -179,15 +184,3 @@ def test_without_a_target_it_is_the_data_loader() -> None:
         undo()
     assert fired == [1]
     assert len(list(loader)) == 2
-
-
-@pytest.mark.parametrize(
-    ("fault", "said"),
-    [
-        (Fault(kind="raise", rank=0), "injected"),
-        (Fault(kind="raise", rank=0, arguments={"message": "boom"}), "boom"),
-    ],
-)
-def test_the_raised_fault_says_what_it_was_told(fault: Fault, said: str) -> None:
-    with pytest.raises(process.InjectedFault, match=f"^{said}$"):
-        process.apply(fault)

@@ -325,10 +325,18 @@ def test_all_that_an_expectation_may_say() -> None:
 @pytest.mark.parametrize("kind", sorted(CATALOGUE))
 def test_every_fault_takes_what_it_declares(kind: str) -> None:
     spec = CATALOGUE[kind]
-    values: dict[str, Any] = {"nth": 2, "epoch": 0, "step": 3, "target": "package.module:function"}
-    arguments = {"seconds": 1.5, "for_seconds": None, "code": 3}
-    given = {name: values.get(name, "text") for name in spec.coordinates}
-    rest = {name: arguments.get(name, "text") for name in spec.arguments}
+    places = {"nth": 2, "epoch": 0, "step": 3, "op": spec.ops[0], "target": "package.module:function"}
+    values = {
+        "seconds": 1.5,
+        "for_seconds": None,
+        "code": 3,
+        "where": "input",
+        "allocator": "python",
+        "value": [1, {"a": (None, b"")}],
+    }
+    given: dict[str, Any] = {name: places.get(name, "text") for name in spec.coordinates}
+    # An argument to be changed has a name or a place.
+    rest = {name: values.get(name, "text") for name in spec.arguments if name != "index"}
     assert plan(ddp(4), fault(kind, **given, **rest)).faults == (
         Fault(kind=kind, rank=1, arguments=rest, **given),
     )

@@ -11,8 +11,7 @@ import _thread
 import functools
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,6 +21,7 @@ from esper.lockstep import tags, waiting
 from esper.lockstep.entry import Flag, Time
 from esper.lockstep.errors import InterceptionUnavailable
 from esper.lockstep.groups import Groups, patch
+from esper.lockstep.interposer import After, Call, Interposer, Peek
 from esper.lockstep.recorder import VICTIM, Recorder
 from esper.lockstep.replicas import Replicas
 from esper.lockstep.schemas import NOT_COLLECTIVE, OpSchema
@@ -30,24 +30,6 @@ from esper.lockstep.schemas import NOT_COLLECTIVE, OpSchema
 _MANY_UNWAITED = 32
 _WAITED, _NATIVE, _UNWINDING = int(Flag.WAITED), int(Flag.NATIVE), int(Flag.UNWINDING)
 _FAILED, _POLLED = int(Flag.FAILED), int(Flag.POLLED)
-
-
-@dataclass(frozen=True)
-class Call:
-    """A collective about to be issued, as an `Interposer` sees it."""
-
-    op: str
-    group: str
-    tag: str | None
-    tensors: Any
-
-
-class Interposer(Protocol):
-    """Something between the program and its collectives; None lets the call through unchanged."""
-
-    def before(self, call: Call) -> bool:
-        """Whether to leave this collective out: its caller gets a completed work in its place."""
-        ...
 
 
 class Interception:
@@ -61,6 +43,7 @@ class Interception:
         self.replicas = Replicas(recorder, self.groups)
         self.interposer: Interposer | None = None
         self.detached = False
+        self._after: After = {}
         self._library: Any = None
         self._works: dict[int, tuple[Any, int, bool]] = {}
         self._most_works = _MANY_UNWAITED
@@ -167,29 +150,27 @@ class Interception:
         base = _WAITED | _POLLED if schema.blocking else 0
         is_barrier = op == "barrier"
 
-        def kernel(keyset: Any, *args: Any) -> Any:
-            if self.detached:
+        def kernel(keyset: Any, *args: Any, caller: Any = None) -> Any:
+            if self.detached or groups.foreign:
                 return redispatch(keyset & below, *args)
             group = groups.of(unbox_group(args[at_group]))
-            frame = getframe(1)
+            frame = getframe(1) if caller is None else caller  # an interposer issues it for its caller
             native = frame.f_code.co_filename != python_api
+            if self.interposer is not None and caller is None:
+                call = Call(schema, group.key, tags.current.tag, args, native, self._after, self.peek)
+                return self.interposer.around(call, functools.partial(kernel, keyset, caller=frame))
             flags = (base | _NATIVE | _WAITED) if native else base
             if at_async is not None and len(args) > at_async and not args[at_async]:
                 flags |= _WAITED
             if handled() is not None:
                 flags |= _UNWINDING
             dtype, shape, elements = (None, None, 0) if at_data is None else _describe(args[at_data])
-            if self.interposer is not None and self.interposer.before(
-                Call(op, group.key, tags.current.tag, None if at_data is None else args[at_data])
-            ):
-                # A blocking operator returns nothing, neither tensors nor a work.
-                return None if schema.blocking else _completed(args[0] if schema.tensors_returned else None)
             if is_barrier and not native:
                 self.replicas.audit("barrier", group, frame)
             reduce_op = None
             if at_reduce is not None:
                 # Python's caller still has it by name; asking the boxed one costs 6 us.
-                given = None if native else frame.f_locals.get("op")
+                given = None if native or caller is not None else frame.f_locals.get("op")
                 reduce_op = by_value[given] if type(given) is reduce_type else None
                 if reduce_op is None:
                     reduce_op = reduce_names.get(args[at_reduce].op(), "?")
@@ -229,12 +210,22 @@ class Interception:
 
         return kernel
 
+    def peek(self, issue: Callable[[], object]) -> Call:
+        """The call that `issue` comes to, which is not issued."""
+        outer, self.interposer = self.interposer, (seen := Peek())
+        try:
+            issue()
+        finally:
+            self.interposer = outer
+        assert seen.call is not None
+        return seen.call
+
     def _forget_done(self) -> None:
         """Let go of works that are done and were not waited for: a work keeps its tensors alive, and a
         communication hook waits for a future instead. A later wait for one returns at once.
         """
         for key, (work, _, _) in list(self._works.items()):
-            if work.is_completed():
+            if work.is_completed() and key not in self._after:
                 self._works.pop(key, None)
         self._most_works = max(_MANY_UNWAITED, 2 * len(self._works))
 
@@ -251,7 +242,7 @@ class Interception:
     def _patch_wait(self) -> None:
         original: Callable[..., Any] = dist.Work.wait
         self._original_wait = original
-        works, recorder, ledger = self._works, self.recorder, self.recorder.ledger
+        works, after, recorder, ledger = self._works, self._after, self.recorder, self.recorder.ledger
 
         failed: set[int] = set()
 
@@ -278,6 +269,8 @@ class Interception:
                 if trace is not None and trace.tb_next is None:
                     _mark_victim(error)
                 raise
+            if after:
+                _follow(after, work)
             ledger.stamp(number, Time.WAIT_ENDED, 0, _FAILED if number in failed else 0)
             works.pop(id(work), None)
             failed.discard(number)
@@ -294,6 +287,8 @@ class Interception:
         def ended(work: Any, failed: bool) -> None:
             known = works.get(id(work))
             if known is not None:
+                if after and not failed:
+                    _follow(after, work)
                 ledger.stamp(known[1], Time.WAIT_ENDED, *((_FAILED, 0) if failed else (0, _FAILED)))
                 works.pop(id(work), None)
 
@@ -329,12 +324,11 @@ def _describe(data: Any) -> tuple[Any, Any, int]:
     return dtype, shape, elements + sum(_describe(one)[2] for one in data[1:])
 
 
-def _completed(tensors: Any) -> Any:
-    """What a left-out collective returns: the tensors as they were, and a work that is done."""
-    future: torch.futures.Future[Any] = torch.futures.Future()
-    future.set_result(tensors)
-    work = torch._C._distributed_c10d._create_work_from_future(future).boxed()  # type: ignore[attr-defined]
-    return work if tensors is None else (tensors, work)
+def _follow(after: After, work: Any) -> None:
+    """Do what is to be done on a work's completion."""
+    known = after.pop(id(work), None)
+    if known is not None:
+        known[1]()
 
 
 def _mark_victim(error: BaseException) -> None:

@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any
 
 Undo = Callable[[], None]
+Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def wrap(owner: Any, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Undo:
+def wrap(owner: Any, name: str, wrapper: Wrapper) -> Undo:
     """Replace `owner.name` by `wrapper(original)`; returns what puts the original back."""
     found = inspect.getattr_static(owner, name)
     inherited = name not in vars(owner)
@@ -23,8 +24,16 @@ def wrap(owner: Any, name: str, wrapper: Callable[[Callable[..., Any]], Callable
     return partial(delattr, owner, name) if inherited else partial(setattr, owner, name, found)
 
 
-def wrap_target(target: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Undo:
+def wrap_target(target: str, wrapper: Wrapper) -> Undo:
     """As `wrap`, for `package.module:Class.method` or `package.module:function`.
+
+    Raises LookupError naming the part that does not exist.
+    """
+    return wrap(*resolve(target), wrapper)
+
+
+def resolve(target: str) -> tuple[Any, str]:
+    """The module or class that a target is looked up in, and its name there.
 
     Raises LookupError naming the part that does not exist.
     """
@@ -33,12 +42,19 @@ def wrap_target(target: str, wrapper: Callable[[Callable[..., Any]], Callable[..
         owner: Any = importlib.import_module(module_name)
     except ImportError as error:
         raise LookupError(f"target {target!r}: no module {module_name!r} ({error})") from None
+    except Exception as error:  # noqa: BLE001  whatever the module does when it is imported
+        raise LookupError(
+            f"target {target!r}: module {module_name!r} can't be imported ({type(error).__name__}: {error})"
+        ) from None
     *owners, name = path.split(".")
-    for part in (*owners, name):
-        if not hasattr(owner, part):
-            raise LookupError(f"target {target!r}: {getattr(owner, '__name__', owner)!r} has no {part!r}")
-        if part is not name:
-            owner = getattr(owner, part)
-    if not callable(getattr(owner, name)):
+    for part in owners:
+        owner = getattr(_having(target, owner, part), part)
+    if not callable(getattr(_having(target, owner, name), name)):
         raise LookupError(f"target {target!r}: {name!r} can't be called")
-    return wrap(owner, name, wrapper)
+    return owner, name
+
+
+def _having(target: str, owner: Any, part: str) -> Any:
+    if not hasattr(owner, part):
+        raise LookupError(f"target {target!r}: {getattr(owner, '__name__', owner)!r} has no {part!r}")
+    return owner

@@ -5,38 +5,35 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
+from typing import Any
 
 from esper.lockstep.entry import Kind
-from esper.lockstep.intercept import Call, Interception
+from esper.lockstep.intercept import Interception
+from esper.lockstep.interposer import Call, Proceed
 from esper.lockstep.recorder import Recorder
-from pytest_esper_ddp.faults import collective, process
+from pytest_esper_ddp.faults import call as call_family
+from pytest_esper_ddp.faults import collective, patching, process
+from pytest_esper_ddp.faults.addressed import AtCollectives
 from pytest_esper_ddp.faults.catalogue import CATALOGUE
 from pytest_esper_ddp.scenario import Fault
 
-_AT_CALLS = {"process": process.apply, "collective": collective.apply}
+_AT_COLLECTIVES = {"process": process.at_collectives, "collective": collective.at_collectives}
 
 
-@dataclass
-class _Armed:
-    """A fault that waits for its n-th matching collective."""
-
-    index: int
-    fault: Fault
-    apply: Callable[[Fault], bool]
-    seen: int = 0
-
-    def due(self, call: Call) -> bool:
-        """Count `call` if it matches; whether it is the one."""
-        fault = self.fault
-        if (fault.op is not None and fault.op != call.op) or (
-            fault.tag is not None and fault.tag != call.tag
-        ):
-            return False
-        self.seen += 1
-        return self.seen == (fault.nth or 1)
+def refusal(faults: tuple[Fault, ...]) -> str | None:
+    """Why the faults can't be injected, in one sentence: all ranks say it before any runs the test."""
+    try:
+        for fault in faults:
+            if CATALOGUE[fault.kind].family == "call":
+                call_family.check(fault)
+            elif fault.target is not None:
+                patching.resolve(fault.target)
+    except LookupError as error:
+        return f"ddp_fault({fault.kind!r}): {error.args[0]}"
+    return None
 
 
 class Injector:
@@ -47,18 +44,18 @@ class Injector:
     ) -> None:
         self._mine = [(index, fault) for index, fault in enumerate(faults) if fault.rank == rank]
         self._recorder, self._interception = recorder, interception
-        self._armed: list[_Armed] = []
+        self._armed: list[AtCollectives] = []
         self._undo: list[Callable[[], None]] = []
         self._fired: list[tuple[int, float]] = []
 
     def __enter__(self) -> Injector:
         for index, fault in self._mine:
-            family = CATALOGUE[fault.kind].family
-            if family in _AT_CALLS:
-                self._armed.append(_Armed(index, fault, _AT_CALLS[family]))
+            family, fire = CATALOGUE[fault.kind].family, partial(self._fire, index)
+            if family in _AT_COLLECTIVES:
+                self._armed.append(_AT_COLLECTIVES[family](fault, fire))
             else:
                 module = importlib.import_module(f"pytest_esper_ddp.faults.{family}")
-                self._undo.append(module.arm(fault, partial(self._fire, index)))
+                self._undo.append(module.arm(fault, fire))
         if self._armed and self._interception is not None:
             self._interception.interposer = self
         return self
@@ -71,14 +68,11 @@ class Injector:
         while self._undo:
             self._undo.pop()()
 
-    def before(self, call: Call) -> bool:
-        """Apply the faults that are due at this collective; whether it is left out."""
-        left_out = False
-        for armed in self._armed:
-            if armed.due(call):
-                self._fire(armed.index)
-                left_out |= armed.apply(armed.fault)
-        return left_out
+    def around(self, call: Call, proceed: Proceed) -> Any:
+        """Apply the faults that are due at this collective, the first of them outermost."""
+        for armed in reversed([armed for armed in self._armed if armed.meets(call)]):
+            proceed = partial(_around, armed, call, proceed)
+        return proceed(*call.args)
 
     def fired(self) -> tuple[tuple[int, float], ...]:
         """Which faults have fired on this rank, and when."""
@@ -88,3 +82,8 @@ class Injector:
         # Into the ledger first: the fault may be the last thing that this process does.
         self._recorder.event(Kind.FAULT, index=index)
         self._fired.append((index, time.monotonic()))
+
+
+def _around(armed: AtCollectives, call: Call, proceed: Proceed, *args: Any) -> Any:
+    """What a fault further out has changed is what this one sees."""
+    return armed.around(replace(call, args=args), proceed)
