@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -27,6 +28,10 @@ class Groups:
         self._together: dict[str, GroupRecord] = {}
         self._generation: dict[str, int] = {}
         self._undo: list[Callable[[], None]] = []
+        # The process is in a job in which it is not the rank that it was started as: one of several jobs in
+        # one launch, a world that shrank, ranks numbered anew. Who its peers are can't be told, so nothing
+        # of such a job is recorded.
+        self.foreign = False
         # Two threads that meet a group at once must not both number its calls from 0.
         self._meeting = threading.RLock()
 
@@ -125,23 +130,33 @@ class Groups:
         self._recorder.destroyed(key, site)
 
     def install(self, before_end: Callable[[GroupRecord | None, FrameType], None]) -> None:
-        """Record new_group, destroy_process_group and os._exit, with their call sites.
+        """Follow init_process_group, and record new_group, destroy_process_group and os._exit with their
+        call sites.
 
         `before_end` is called with the default group and the caller's frame while the group still stands.
         """
         recorder = self._recorder
         destroy, leave, new_group = c10d.destroy_process_group, os._exit, c10d._new_group_with_tag
+        init = c10d.init_process_group
+
+        @functools.wraps(init)
+        def init_process_group(*args: Any, **kwargs: Any) -> None:
+            init(*args, **kwargs)
+            numbered = dist.get_rank(), dist.get_world_size()
+            started = recorder.ledger.rank, recorder.ledger.world_size
+            self.foreign = numbered != started or dist.get_backend() == "fake"
 
         def destroy_process_group(group: Any = None) -> None:
-            if dist.is_initialized():
+            ends_all = group is None or group is dist.group.WORLD
+            if dist.is_initialized() and not self.foreign:
                 site = recorder.site(sys._getframe(1))
-                ends_all = group is None or group is dist.group.WORLD
                 if ends_all:
                     before_end(self.default(), sys._getframe(1))
                 # A group that it is not in, or one destroyed before: torch's to judge.
                 for one in [one for one in c10d._world.pg_map if ends_all or one is group]:
                     self._forget(one, site)
             destroy(group)
+            self.foreign = self.foreign and not ends_all
 
         def _exit(status: int) -> Any:
             recorder.leaving(status, recorder.site(sys._getframe(1)))
@@ -149,7 +164,7 @@ class Groups:
 
         def _new_group_with_tag(ranks: Any = None, *args: Any, **kwargs: Any) -> Any:
             # One that only its members create need not be the same call everywhere.
-            if kwargs.get("use_local_synchronization"):
+            if self.foreign or kwargs.get("use_local_synchronization"):
                 return new_group(ranks, *args, **kwargs)
             number = self._creating(ranks, sys._getframe(1))
             try:
@@ -161,6 +176,8 @@ class Groups:
             return created
 
         for holder, name, patched in (
+            (c10d, "init_process_group", init_process_group),
+            (dist, "init_process_group", init_process_group),
             (c10d, "_new_group_with_tag", _new_group_with_tag),
             (c10d, "destroy_process_group", destroy_process_group),
             (dist, "destroy_process_group", destroy_process_group),

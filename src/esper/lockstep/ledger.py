@@ -73,7 +73,7 @@ class Ledger:
             )
         except OSError as error:
             raise LedgerError(str(path), f"{error.strerror or error}; it needs {size} bytes there") from error
-        self.path, self.rank, self.capacity = path, rank, capacity
+        self.path, self.rank, self.world_size, self.capacity = path, rank, world_size, capacity
         self._count = 0
         self._ids: dict[Hashable, int] = {None: 0}
         self._next_id = 1

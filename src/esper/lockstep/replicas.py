@@ -145,6 +145,9 @@ class Replicas:
         replicas, arguments = self, inspect.signature(construct)
 
         def __init__(ddp: Any, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+            if replicas._groups.foreign:
+                construct(ddp, module, *args, **kwargs)
+                return
             frame = sys._getframe(1)
             given = arguments.bind_partial(ddp, module, *args, **kwargs).arguments
             replicas._constructing(module, _group_of(given), frame)
