@@ -8,7 +8,7 @@ from esper.lockstep.matching import Wait
 from esper.lockstep.view import View
 
 SIGABRT = -6
-_NOTICED_WITHIN = 0.2  # seconds from a process's death to its pidfd being read, with both cores loaded
+NOTICED_WITHIN = 0.2  # seconds from a process's death to its pidfd being read, with both cores loaded
 
 
 def gone(
@@ -47,7 +47,7 @@ def _outlasted(entry: Entry, at: float, view: View, rank: int) -> bool:
     """
     ended = view.ranks[rank].ended
     # A death is noticed a little after the peers' connections broke.
-    noticed_late = _NOTICED_WITHIN if ended is not None and ended.at == at else 0.0
+    noticed_late = NOTICED_WITHIN if ended is not None and ended.at == at else 0.0
     return entry.times.wait_ended == 0.0 or entry.times.wait_ended > at - noticed_late
 
 
@@ -100,11 +100,14 @@ def _brought_down(view: View, waits: dict[int, list[Wait]], end: Entry) -> bool:
     # of the program itself, a gradient hook's say, has a line of its own.
     if end.kind is Kind.RAISED:
         return end.site is not None and last is not None and last.native and last.site == end.site
+    # All may have entered it: a connection that broke in its midst fails it, too.
+    fresh = None if last is None else view.refresh(last)
+    broken = [wait.entry for wait in waits.get(end.rank, ())] + ([] if fresh is None else [fresh])
     return any(
-        wait.entry.times.flags & Flag.FAILED
-        and not wait.entry.times.flags & Flag.POLLED
-        and wait.entry.times.wait_ended <= end.issued
-        for wait in waits.get(end.rank, ())
+        entry.times.flags & Flag.FAILED
+        and not entry.times.flags & Flag.POLLED
+        and entry.times.wait_ended <= end.issued
+        for entry in broken
     )
 
 

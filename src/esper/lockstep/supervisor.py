@@ -61,6 +61,7 @@ class Supervisor:
         self._sleep = SleepWatch(_ASLEEP_AFTER)
         self._in_torch: dict[tuple[int, int], tuple[int | None, bool]] = {}
         self._stopped: dict[int, float] = {}
+        self._alive_at: dict[int, float] = {}
         self._held_since: float | None = None
         self._late = LateWatch(self._line_of_late, show)
         self.view = View(len(self.pids), self)
@@ -71,7 +72,9 @@ class Supervisor:
 
     def ended(self, rank: int, code: int) -> None:
         """The owner of the processes has reaped `rank`; `code` as waitpid has it."""
-        self.view.ranks[rank].ended = Ended(code, time.monotonic())
+        now = time.monotonic()
+        # A kill is noticed after its peers have noticed it, but it was not before the last look.
+        self.view.ranks[rank].ended = Ended(code, self._alive_at.get(rank, now) if code < 0 else now)
         self._next_proof = 0.0
 
     def poll(self, *, final: bool = False) -> Diagnosis | None:
@@ -90,7 +93,7 @@ class Supervisor:
         if not (moved or final or now >= self._next_proof):
             return None
         self._next_proof = now + _IDLE_PROOF
-        self._note_stopped(now)
+        self._look(now)
         finding = prove(self.view, now, self.patience, final=final)
         if finding is None and not moved and not final:
             self._late.follow(late(self.view, self.view.waits(), now), now)
@@ -123,19 +126,23 @@ class Supervisor:
         """Whether to wait for a process that is ending: what it did to its peers is seen before its own end
         is, and would be taken for theirs.
         """
-        ends = [seen.rank for seen in self.view.ranks if seen.ended is None and ending(self.pids[seen.rank])]
-        if not ends or finding.guilty.keys() <= set(ends):
+        ends = {seen.rank for seen in self.view.ranks if seen.ended is None and ending(self.pids[seen.rank])}
+        if ends <= finding.guilty.keys():
             self._held_since = None
             return False
         self._held_since = now if self._held_since is None else self._held_since
         return now - self._held_since < _REAPED_WITHIN
 
-    def _note_stopped(self, now: float) -> None:
+    def _look(self, now: float) -> None:
+        """Note which processes are stopped, and which are not about to end."""
         for seen in self.view.ranks:
-            if seen.ended is None and self.state(seen.rank) in "Tt":
-                self._stopped.setdefault(seen.rank, now)
+            rank = seen.rank
+            if seen.ended is None and not ending(self.pids[rank]):
+                self._alive_at[rank] = now
+            if seen.ended is None and self.state(rank) in "Tt":
+                self._stopped.setdefault(rank, now)
             else:
-                self._stopped.pop(seen.rank, None)
+                self._stopped.pop(rank, None)
 
     def read(self) -> bool:
         """Take what the ranks have written since the last look; whether there was anything."""

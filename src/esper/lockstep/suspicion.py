@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from esper.lockstep.entry import Entry
 from esper.lockstep.finding import Finding, Patience, Where, in_collective, joined
-from esper.lockstep.gone import SIGABRT, gone, terminal
+from esper.lockstep.gone import NOTICED_WITHIN, SIGABRT, gone, terminal
 from esper.lockstep.matching import Wait
 from esper.lockstep.view import View
 
@@ -87,21 +87,28 @@ def _excused(
     """Ranks that seemed brought down by a peer. The peer is the guilty one if it is known; if there is none,
     the excuse does not hold.
     """
-    causes = [
-        seen.rank for seen in view.ranks if seen.ended is not None and seen.ended.code not in (0, SIGABRT)
+    found = []
+    for finding in gone(view, waits, set(), excuse=False):
+        cause = _cause(view, waits, finding.since + NOTICED_WITHIN)
+        if cause is not None:
+            rank, (kind, at, where) = cause
+            found.append(replace(finding, kind=kind, since=max(at, finding.since), guilty={rank: where}))
+        elif final or now - finding.since > patience.running:
+            found.append(finding)
+    return found
+
+
+def _cause(
+    view: View, waits: dict[int, list[Wait]], until: float
+) -> tuple[int, tuple[str, float, Where]] | None:
+    """The first rank whose process failed by itself, and how."""
+    ends = [
+        (seen.rank, end)
+        for seen in view.ranks
+        if seen.ended is not None and seen.ended.code not in (0, SIGABRT)
+        if (end := terminal(view, waits, seen.rank, "", excuse=True)) is not None and end[1] <= until
     ]
-    findings = [
-        finding
-        for finding in gone(view, waits, set(), excuse=False)
-        if final or now - finding.since > patience.running
-    ]
-    for rank in causes:
-        end = terminal(view, waits, rank, "", excuse=True)
-        if findings and end is not None:
-            kind, at, where = end
-            first = min(findings, key=lambda finding: finding.since)
-            return [replace(first, kind=kind, since=max(at, first.since), guilty={rank: where})]
-    return findings
+    return min(ends, key=lambda one: one[1][1], default=None)
 
 
 def _stopped_inside(view: View, now: float, patience: Patience) -> list[Finding]:

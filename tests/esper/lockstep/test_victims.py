@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from esper.lockstep.entry import Kind
-from tests.esper.lockstep.story import NATIVE, TWO_SECONDS, Story
+from tests.esper.lockstep.story import ASYNC, NATIVE, TWO_SECONDS, Story
 
 # Victims
 
@@ -48,12 +48,37 @@ def test_the_peer_that_brought_a_victim_down_is_named_where_only_the_victim_is_a
     story.group("pair", 0, 1)
     for rank in range(3):
         story.call(rank)  # all have entered: nobody lacks rank 2
-    story.ends_process(2, -9)
     story.raises(1, victim=True)
     story.ends_process(1, 1)
     story.call(0, "barrier", "pair")
     assert story.found() is None
-    assert story.found(later=3.0, patience=TWO_SECONDS) == ("crashed", [2])
+    story.ends_process(2, -9)
+    assert story.found() == ("crashed", [2])
+
+
+def test_a_death_long_after_is_not_what_brought_a_victim_down() -> None:
+    story = Story(3)
+    story.group("pair", 0, 1)
+    story.call(0, "barrier", "pair")
+    story.raises(1, victim=True)
+    story.ends_process(1, 1)
+    story.now += 1.0
+    story.ends_process(2, -9)
+    assert story.found() is None
+    assert story.found(later=3.0, patience=TWO_SECONDS) == ("raised", [1])
+
+
+def test_who_leaves_after_a_call_broke_that_all_had_entered_is_a_victim() -> None:
+    story = Story(3)
+    story.group("pair", 0, 1)
+    story.call(0, "barrier", "pair")
+    for rank in (0, 2):
+        story.call(rank, flags=ASYNC)
+    story.come_back(story.call(1), failed=True)
+    story.exits(1, 1)
+    assert story.found() is None
+    story.ends_process(2, -9)
+    assert story.found() == ("crashed", [2])
 
 
 def test_an_excuse_without_a_culprit_does_not_hold() -> None:

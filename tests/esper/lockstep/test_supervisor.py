@@ -1,0 +1,115 @@
+"""The supervisor over ledgers that the test writes itself, and processes that it starts."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from esper.lockstep.entry import Flag, Kind
+from esper.lockstep.finding import Patience
+from esper.lockstep.ledger import Ledger
+from esper.lockstep.process import ending, state
+from esper.lockstep.recorder import Recorder
+from esper.lockstep.supervisor import Supervisor
+
+RANKS = 3
+ENDLESS = Patience(1e9, 1e9)
+
+
+@pytest.fixture
+def ledgers(tmp_path: Path) -> Iterator[list[Ledger]]:
+    ledgers = [Ledger(tmp_path, rank, RANKS) for rank in range(RANKS)]
+    yield ledgers
+    for ledger in ledgers:
+        ledger.close()
+
+
+@pytest.fixture
+def sleepers() -> Iterator[list[subprocess.Popen[bytes]]]:
+    processes = [subprocess.Popen(["sleep", "60"]) for _ in range(RANKS)]
+    yield processes
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def enters(ledger: Ledger, op: str = "all_reduce", sequence: int = 0) -> None:
+    Recorder(ledger).event(Kind.GROUP, group="default", ranks=tuple(range(RANKS)))
+    string = ledger.string
+    ledger.append(
+        Kind.COLLECTIVE, string("default"), sequence, string(op), thread=1, flags=int(Flag.WAITED), elements=4
+    )
+
+
+def killed_and_not_reaped(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGKILL)
+    end = time.monotonic() + 5.0
+    while state(process.pid) != "Z":
+        assert time.monotonic() < end
+
+
+def test_a_process_that_is_ending_is_waited_for(
+    tmp_path: Path, ledgers: list[Ledger], sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    """Rank 2 is killed, rank 1 leaves because of it, and rank 1's end can be read first."""
+    supervisor = Supervisor(tmp_path, [one.pid for one in sleepers], patience=ENDLESS)
+    enters(ledgers[0])
+    assert supervisor.poll() is None
+    killed_and_not_reaped(sleepers[2])
+    assert ending(sleepers[2].pid)
+    Recorder(ledgers[1]).leaving(1)
+    left = time.monotonic()
+    while time.monotonic() < left + 0.005:  # more than what counts as the same moment
+        assert supervisor.poll() is None
+    supervisor.ended(2, sleepers[2].wait())
+    diagnosis = supervisor.poll()
+    assert diagnosis is not None
+    assert (diagnosis.kind, diagnosis.guilty) == ("crashed", (2,))
+
+
+def test_who_is_guilty_is_not_waited_for(
+    tmp_path: Path, ledgers: list[Ledger], sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    supervisor = Supervisor(tmp_path, [one.pid for one in sleepers], patience=ENDLESS)
+    enters(ledgers[0])
+    enters(ledgers[2])
+    Recorder(ledgers[1]).leaving(1)
+    killed_and_not_reaped(sleepers[1])
+    diagnosis = supervisor.poll()
+    assert diagnosis is not None
+    assert (diagnosis.kind, diagnosis.guilty) == ("exited", (1,))
+    assert supervisor.poll() is diagnosis
+
+
+def test_only_what_follows_the_begin_of_its_name_counts(
+    tmp_path: Path, ledgers: list[Ledger], sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    pids = [one.pid for one in sleepers]
+    for ledger in ledgers:
+        Recorder(ledger).begin("first")
+        enters(ledger, "barrier" if ledger.rank == 0 else "all_reduce")
+    supervisor = Supervisor(tmp_path, pids, patience=ENDLESS, begun="second")
+    assert supervisor.poll() is None
+    for ledger in ledgers:
+        Recorder(ledger).begin("second")
+        enters(ledger, "barrier" if ledger.rank == 2 else "all_reduce")
+    diagnosis = supervisor.poll()
+    assert diagnosis is not None
+    assert (diagnosis.kind, diagnosis.guilty) == ("mismatch", (2,))
+
+
+def test_a_rank_that_has_not_begun_is_only_not_there_yet(
+    tmp_path: Path, sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    first = Ledger(tmp_path, 0, RANKS)
+    enters(first)
+    supervisor = Supervisor(tmp_path, [one.pid for one in sleepers], patience=ENDLESS)
+    assert supervisor.poll() is None
+    report = supervisor.report("clean").to_json()
+    assert [end["last"]["op"] for end in report["ranks"]] == ["all_reduce", None, None]
+    first.close()
