@@ -110,6 +110,9 @@ class Session:
             return merge.errored(frame, str(error))
         except Exception:  # noqa: BLE001  our own bug fails one test, and the others still run
             return merge.errored(frame, f"inconclusive: the harness itself failed\n{traceback.format_exc()}")
+        for outcome in run.outcomes.values():
+            if outcome.refused is not None:
+                return merge.errored(frame, outcome.refused)
         frame = merge.Frame(item, self._load, started, time.monotonic() - clock, _xfail(item))
         verdict = judge(scenario, _observed(run)) if scenario.faults or scenario.expectation else None
         reports = merge.merge(frame, run, verdict)

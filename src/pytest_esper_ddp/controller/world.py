@@ -23,6 +23,7 @@ from esper.lockstep.supervisor import Supervisor
 from pytest_esper_ddp.controller.devices import backend_for, gpu_count
 from pytest_esper_ddp.controller.zygote import ZygoteClient
 from pytest_esper_ddp.errors import HarnessError
+from pytest_esper_ddp.faults import FILES
 from pytest_esper_ddp.markers import BY_PROGRAM
 from pytest_esper_ddp.scenario import Scenario
 from pytest_esper_ddp.wire.channel import Closed, receive, send
@@ -219,7 +220,7 @@ class _Test:
             patience=Patience(scenario.patience, min(scenario.patience, _STOPPED_PATIENCE)),
             readers=world.readers,
             begun=name,
-            internal=INTERNAL,
+            internal=INTERNAL + FILES,
             wake=scenario.lockstep == "enforce",
         )
         self.selector.register(world.zygote.channel, selectors.EVENT_READ, None)
@@ -318,7 +319,7 @@ class _Test:
             result.diagnosis = None
         for rank in sorted(self.pending):
             where, site = current_line(
-                self.world.pids[rank], stack_path(self.world.run_dir, rank), INTERNAL, within=0.2
+                self.world.pids[rank], stack_path(self.world.run_dir, rank), INTERNAL + FILES, within=0.2
             )
             result.unfinished[rank] = f"{where} at {short_site(site)}"
         for seen in supervisor.view.ranks:

@@ -112,7 +112,7 @@ def _place(fault: Fault, owner: Any, name: str) -> _Place:
     elif any(one.kind is kinds.VAR_KEYWORD or one.name == wanted for one in parameters):
         return None, wanted
     has = ", ".join(str(one) for one in parameters[bound:]) or "none"
-    said = f"index {index}" if wanted is None else repr(wanted)
+    said = f"at index {index}" if wanted is None else repr(wanted)
     raise LookupError(f"target {fault.target!r}: {name!r} has no argument {said}; it has: {has}")
 
 

@@ -24,7 +24,7 @@ from esper.lockstep.intercept import Interception
 from esper.lockstep.ledger import Ledger
 from esper.lockstep.recorder import Recorder, is_victim
 from pytest_esper_ddp import handle
-from pytest_esper_ddp.rank.inject import Injector
+from pytest_esper_ddp.rank.inject import Injector, refusal
 from pytest_esper_ddp.rank.state import Snapshot
 from pytest_esper_ddp.wire.channel import Closed, receive, send
 from pytest_esper_ddp.wire.messages import Broken, EndWorld, Failure, ForkWorld, Outcome, RunTest, Up, Warned
@@ -104,6 +104,8 @@ class Worker:
             return Outcome((), None, {}, (), error=f"the harness failed: {type(error).__name__}: {error}")
 
     def _test(self, order: RunTest, snapshot: Snapshot) -> Outcome:
+        if (refused := refusal(order.faults)) is not None:
+            return Outcome((), None, {}, (), refused=refused)
         item = self.items[order.nodeid]
         observer = Observer(self.recorder)
         current = handle.DDP(self.rank, self.world.world_size, self.world.backend, order.shared_path)

@@ -135,7 +135,9 @@ class Warned:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One rank's end of one item. `error`: it could not be run to its end, and its reports are not all."""
+    """One rank's end of one item. `error`: it could not be run to its end, and its reports are not all.
+    `refused`: it was not begun, since its faults can't be injected.
+    """
 
     reports: tuple[Mapping[str, Any], ...]
     failure: Failure | None
@@ -144,4 +146,5 @@ class Outcome:
     leaks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     error: str | None = None
+    refused: str | None = None
     warnings: tuple[Warned, ...] = ()
