@@ -26,6 +26,7 @@ class Groups:
         self._known: dict[str, GroupRecord] = {}
         self._channels: dict[str, GroupRecord] = {}
         self._together: dict[str, GroupRecord] = {}
+        self._texts: dict[str, str] = {}  # what is recorded of calls made together, by what must be the same
         self._generation: dict[str, int] = {}
         self._undo: list[Callable[[], None]] = []
         # The process is in a job in which it is not the rank that it was started as: one of several jobs in
@@ -71,7 +72,9 @@ class Groups:
             if record is None:
                 record = self._together[key] = GroupRecord(key, self._recorder.ledger.string(key), members)
                 self._announce(record)
-        text = json.dumps({"same": same, **detail})
+        text = self._texts.get(same)
+        if text is None:
+            text = self._texts[same] = json.dumps({"same": same, **detail})
         flags = int(Flag.WAITED) if waits else 0
         with record.lock:
             return self._recorder.collective(

@@ -31,10 +31,14 @@ from esper.lockstep.fingerprints import ends_of, leaves, running_digests, stable
 from esper.lockstep.groups import Groups, patch
 from esper.lockstep.recorder import GroupRecord, Recorder
 
-# One forward in this many elements is audited: 6 ms a million of them, a small part of a step that size.
+# One of so many forwards in a group is audited: 250 us each time were 15 % of a small model's step. With more
+# elements one of as many as keep the audit (6 ms a million of them) a small part of a step that size. A
+# prime, so
+# that two models in turn are both met.
+_FORWARDS = 31
 _ELEMENTS_A_FORWARD = 20_000
 # A look for parameters that no reducer has may take this share of the time.
-_SHARE = 0.005
+_SHARE = 0.001
 _FUSED_ELEMENTS = 1 << 16
 _MASK = (1 << 63) - 1
 _WRAPPERS = re.compile(r"\b(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
@@ -84,9 +88,8 @@ class _Model:
         self.registered = {id(one) for _, one in named if one.requires_grad}
         self.named = [(plain_name(name), one) for name, one in named if one.requires_grad]
         self._flags = [True] * len(self.named)
-        self._trained = _Trained(label, self.named)
-        self.every = 1 + sum(one.numel() for _, one in self.named) // _ELEMENTS_A_FORWARD
-        self.forwards = 0
+        self._trained: _Trained | None = None
+        self.every = max(_FORWARDS, sum(one.numel() for _, one in named) // _ELEMENTS_A_FORWARD)
         self.local_since: int | None = None  # the first parameter's version when the ranks went on alone
         self.phase = 0  # how often the ranks have gone on alone
         self.next_look = 0.0
@@ -95,7 +98,7 @@ class _Model:
     def trained(self) -> _Trained:
         """What is still trained: a frozen parameter may differ."""
         flags = [one.requires_grad for _, one in self.named]
-        if flags != self._flags:
+        if self._trained is None or flags != self._flags:
             self._flags = flags
             self._trained = _Trained(self.label, [pair for pair in self.named if pair[1].requires_grad])
         return self._trained
@@ -134,6 +137,8 @@ class Replicas:
         self._audits = Audits(recorder.ledger.path.parent, recorder.ledger.rank)
         self._by_ddp: weakref.WeakKeyDictionary[DistributedDataParallel, _Model] = weakref.WeakKeyDictionary()
         self._built: dict[str, int] = {}
+        self._forwards: dict[str, int] = {}  # synchronising ones, by group: ranks count them alike
+        self._models: dict[tuple[tuple[str, torch.Size], ...], tuple[str, dict[str, object]]] = {}
         self._seen: dict[tuple[str, str, str], tuple[int, int]] = {}
         self._undo: list[Callable[[], None]] = []
         self.chain = 0
@@ -176,6 +181,7 @@ class Replicas:
         """A new program starts in this process: nothing of the one before is followed."""
         self._by_ddp.clear()
         self._built.clear()
+        self._forwards.clear()
         self._seen.clear()
         self.chain = 0
         watching.start()
@@ -190,17 +196,18 @@ class Replicas:
         strangers.
         """
         record = self._groups.of(group)
-        named = [
-            [plain_name(name), list(one.shape)]
-            for name, one in module.named_parameters()
-            if one.requires_grad
-        ]
+        named = tuple((name, one.shape) for name, one in module.named_parameters() if one.requires_grad)
+        known = self._models.get(named)
+        if known is None:  # a model that is built anew each epoch has the same parameters each time
+            told = [[plain_name(name), list(shape)] for name, shape in named]
+            known = self._models[named] = f"{stable_digest(json.dumps(told)):016x}", {"parameters": told}
+        same, detail = known
         self._groups.together(
             f"DDP in {record.key}",
             record.members,
             "DistributedDataParallel",
-            same=f"{stable_digest(json.dumps(named)):016x}",
-            detail={"parameters": named},
+            same=same,
+            detail=detail,
             site=self._recorder.site(frame),
         )
 
@@ -218,11 +225,11 @@ class Replicas:
         model.follow_phase(ddp.require_backward_grad_sync)
         if not synchronises:
             return
-        record, site = self._groups.of(ddp.process_group), self._recorder.site(frame)
-        if model.forwards % model.every == 0 and not _has_hook(ddp):
-            self._audit_model(model, record, site)
-        model.forwards += 1
-        self._audit_watched("forward", record, site)
+        count = self._forwards[model.group] = self._forwards.get(model.group, -1) + 1
+        if count % model.every == 0 and not _has_hook(ddp):
+            self._audit_model(model, self._groups.of(ddp.process_group), self._recorder.site(frame))
+        if watching.any_watched():
+            self._audit_watched("forward", self._groups.of(ddp.process_group), self._recorder.site(frame))
 
     def _look_for_unregistered(self, model: _Model, frame: FrameType) -> None:
         now = time.monotonic()

@@ -42,6 +42,11 @@ def watch(name: str, value: Any) -> None:
         _watched[name] = lambda: value
 
 
+def any_watched() -> bool:
+    """Whether there is anything to compare."""
+    return bool(_watched)
+
+
 def values() -> Iterator[tuple[str, Any]]:
     """(name, present value) of all that is watched and still there."""
     for name, get in list(_watched.items()):
