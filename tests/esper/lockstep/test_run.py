@@ -233,34 +233,6 @@ def test_a_rank_stopped_inside_a_collective_is_frozen(tmp_path: Path) -> None:
     assert (outcome.status, outcome.diagnosis["kind"], outcome.diagnosis["guilty"]) == (3, "frozen", [1])
 
 
-def test_a_victim_that_leaves_first_is_not_blamed(tmp_path: Path) -> None:
-    """Rank 2 dies in the midst of a collective, and has much memory to give back: rank 1 has left before that
-    end can be seen, and nothing in its records says that it was a peer's doing.
-    """
-    outcome = launch(
-        tmp_path,
-        """
-        import torch.distributed._functional_collectives as functional
-        right = dist.new_group([1, 2])
-        dist.barrier()
-        if rank == 0:
-            dist.all_reduce(x)
-        big = torch.ones(50_000_000)
-        dist.barrier(group=right)
-        total = functional.all_reduce(big, "sum", right)
-        if rank == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        try:
-            total + 0
-        except RuntimeError:
-            pass
-        os._exit(1)
-        """,
-        nproc=3,
-    )
-    assert (outcome.diagnosis["kind"], outcome.diagnosis["guilty"]) == ("crashed", [2])
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_ranks_and_leaves_no_file(tmp_path: Path, number: signal.Signals) -> None:
     script, up = tmp_path / "program.py", tmp_path / "up"
