@@ -1,4 +1,4 @@
-"""The code in docs/ is run as it stands there."""
+"""The code in docs/ is run as it stands there, and its pages leave nothing out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+
+from esper.lockstep.finding import PRECEDENCE
+from pytest_esper_ddp.faults.catalogue import CATALOGUE
 
 DOCS = Path(__file__).parent.parent / "docs"
 _BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -16,13 +19,22 @@ def code_of(page: str) -> str:
     return "\n\n".join(_BLOCK.findall((DOCS / page).read_text()))
 
 
-def test_every_kind_has_an_example_and_every_example_passes(pytester: pytest.Pytester) -> None:
-    source = code_of("kinds.md")
+@pytest.mark.parametrize("page", ["kinds.md", "faults.md"])
+def test_every_example_passes(pytester: pytest.Pytester, page: str) -> None:
+    source = code_of(page)
     examples = re.findall(r"^def (test_\w+)", source, re.MULTILINE)
-    kinds = set(re.findall(r'ddp_expect\("(\w+)"', source))
-    from esper.lockstep.finding import PRECEDENCE
-
-    assert kinds == set(PRECEDENCE)
-    pytester.makepyfile(test_kinds=source)
+    pytester.makepyfile(**{f"test_{Path(page).stem}": source})
     result = pytester.runpytest_subprocess("-v", timeout=60)
     result.assert_outcomes(passed=len(examples))
+
+
+def test_every_kind_of_diagnosis_has_an_example() -> None:
+    assert set(re.findall(r'ddp_expect\("(\w+)"', code_of("kinds.md"))) == set(PRECEDENCE)
+
+
+def test_every_kind_of_fault_is_in_the_table_and_every_family_has_an_example() -> None:
+    rows = re.findall(r"^\| (`.*?) \|", (DOCS / "faults.md").read_text(), re.MULTILINE)
+    told = [kind for row in rows for kind in re.findall(r"`(\w+)`", row)]
+    assert sorted(told) == sorted(CATALOGUE)
+    shown = set(re.findall(r'ddp_fault\("(\w+)"', code_of("faults.md")))
+    assert {CATALOGUE[kind].family for kind in shown} == {spec.family for spec in CATALOGUE.values()}
