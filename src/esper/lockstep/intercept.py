@@ -20,6 +20,7 @@ from torch.distributed import distributed_c10d as c10d
 from esper.lockstep import tags, waiting
 from esper.lockstep.entry import Flag, Time
 from esper.lockstep.errors import InterceptionUnavailable
+from esper.lockstep.futures import Futures
 from esper.lockstep.groups import Groups, patch
 from esper.lockstep.interposer import After, Call, Interposer, Peek
 from esper.lockstep.recorder import VICTIM, Recorder
@@ -48,6 +49,7 @@ class Interception:
         self._works: dict[int, tuple[Any, int, bool]] = {}
         self._most_works = _MANY_UNWAITED
         self._original_wait: Any = None
+        self.futures = Futures(recorder, lambda work: self._works.get(id(work), (None, None))[1])
         self._undo: list[Callable[[], None]] = []
 
     def install(self) -> None:
@@ -65,6 +67,7 @@ class Interception:
                 overload, self._kernel(overload, OpSchema.of(schema)), "BackendSelect", with_keyset=True
             )
         self._patch_wait()
+        self.futures.install()
         for holder, name in (
             (dist.Work, "get_future"),
             (dist.rpc, "init_rpc"),
@@ -87,6 +90,7 @@ class Interception:
         self.groups.uninstall()
         while self._undo:
             self._undo.pop()()
+        self.futures.uninstall()
         if self._original_wait is not None:
             dist.Work.wait = self._original_wait  # type: ignore[method-assign]
             self._original_wait = None

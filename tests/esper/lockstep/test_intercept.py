@@ -240,6 +240,24 @@ def test_a_committed_wait_is_one_wait_however_it_polls() -> None:
     on_ranks(body)
 
 
+def test_a_wait_through_a_future_is_a_wait() -> None:
+    def body(rank: int) -> None:
+        with recorded() as recording:
+            work = dist.all_reduce(torch.ones(1), async_op=True)
+            assert work is not None
+            following = work.get_future().then(lambda future: future.value())
+            (call,) = recording.calls()
+            assert not call.waited()
+            following.wait()
+            times = recording.wait_of(call.number)
+            assert call.issued <= times.wait_begun <= times.wait_ended
+            plain: torch.futures.Future[int] = torch.futures.Future()
+            plain.set_result(3)
+            assert plain.wait() == 3
+
+    on_ranks(body)
+
+
 def test_works_that_nobody_waits_on_are_let_go() -> None:
     def body(rank: int) -> int:
         with recorded() as recording:
@@ -278,6 +296,8 @@ def test_uninstalled_it_leaves_torch_as_it_was() -> None:
         places: list[tuple[Any, str]] = [
             (dist.Work, "wait"),
             (dist.Work, "get_future"),
+            (torch._C.Future, "wait"),
+            (torch._C.Future, "then"),
             (dist, "destroy_process_group"),
             (c10d, "destroy_process_group"),
             (dist, "new_group"),
