@@ -8,9 +8,8 @@ from esper.lockstep.entry import Entry
 from esper.lockstep.finding import Finding, Patience, Where
 from esper.lockstep.view import View
 
-# Ranks come to the same forward within this many seconds where nothing holds them up; it only decides whom
-# to name.
-_OTHERS_WITHIN = 0.1
+# The source of an audit of parameters that a module has and its reducer has not.
+LEFT_OUT = "left out"
 
 
 def replica_findings(view: View, now: float, patience: Patience, *, final: bool) -> list[Finding]:
@@ -24,11 +23,6 @@ def replica_findings(view: View, now: float, patience: Patience, *, final: bool)
         if decided or final or now - since > patience.running:
             findings.append(_drift(view, audit, sides, since))
             break  # what differs later may follow from this
-    for group, entries in view.unregistered.items():
-        members = view.matching.members(group)
-        since = min(entry.issued for entry in entries.values())
-        if final or len(entries) == len(members) or now - since > _OTHERS_WITHIN:
-            findings.append(_unregistered(group, entries, since))
     return findings
 
 
@@ -37,7 +31,7 @@ def _drift(view: View, audit: Audit, sides: list[list[int]], since: float) -> Fi
     good = sides[0] if clear else []
     bad = [rank for side in sides for rank in side if rank not in good]
     return Finding(
-        "drift",
+        "model" if audit.key.source == LEFT_OUT else "drift",
         since,
         audit.key.group,
         audit.key.position,
@@ -51,11 +45,17 @@ def _subject(view: View, audit: Audit, sides: list[list[int]]) -> str:
     """`alpha differs: 0.5 on rank 1; 0.75 on ranks 0, 2`, or the first tensor and the ranks on each side."""
     one, other = audit.entries[sides[0][0]], audit.entries[sides[1][0]]
     name = _first_difference(view, one, other)
+    if audit.key.source == LEFT_OUT:
+        return f"{name} is in no reducer of {audit.key.what}, and differs between {_sides(sides)}"
     if "value" in one.detail:
         told = [f"{audit.entries[side[0]].detail.get('value')} on {ranks_text(side)}" for side in sides]
         return f"{name} differs: {'; '.join(told)}"
     owner = "" if name.startswith(audit.key.what) else f" of {audit.key.what}"
-    return f"{name}{owner} differs between {', '.join(ranks_text(side) for side in sides)}"
+    return f"{name}{owner} differs between {_sides(sides)}"
+
+
+def _sides(sides: list[list[int]]) -> str:
+    return " and ".join(ranks_text(side) for side in sides)
 
 
 def _first_difference(view: View, one: Entry, other: Entry) -> str:
@@ -68,19 +68,6 @@ def _first_difference(view: View, one: Entry, other: Entry) -> str:
         return str(one.detail.get("what", "state"))
     return str(
         next((name for name, a, b in zip(names, mine, theirs, strict=False) if a != b), "a later tensor")
-    )
-
-
-def _unregistered(group: str, entries: dict[int, Entry], since: float) -> Finding:
-    names = sorted({name for entry in entries.values() for name in entry.detail.get("names", [])})
-    return Finding(
-        "model",
-        since,
-        group,
-        0,
-        (),
-        {rank: Where("differs", site=entry.site) for rank, entry in entries.items()},
-        subject=f"{', '.join(names)}: in the module, but not in the reducer of its DistributedDataParallel",
     )
 
 

@@ -22,7 +22,6 @@ class Kind(IntEnum):
     OVER = 5
     BEGIN = 6
     AUDIT = 8
-    UNREGISTERED = 9  # trainable parameters that no reducer has
     FAULT = 7  # something outside the program was done to it: what, in the detail
 
 
@@ -34,6 +33,8 @@ class Flag(IntFlag):
     UNWINDING = 4  # an exception was being handled when it was issued
     FAILED = 8  # the call or its wait raised
     POLLED = 16  # its wait has a time-out of its own: the program may come back and issue something else
+    OFFERED = 32  # the backend has not yet said whether it takes it
+    REFUSED = 64  # the backend did not take it: nothing was sent, and the next call has its number
 
 
 class Time(IntEnum):
@@ -115,7 +116,7 @@ class Entry:
     def waited(self) -> bool:
         """Entered, waited for, and not come back with success, when its ledger was last looked at."""
         times = self.times
-        if times.wait_ended and not times.flags & Flag.FAILED:
+        if times.flags & Flag.REFUSED or (times.wait_ended and not times.flags & Flag.FAILED):
             return False
         return bool(times.wait_begun or times.flags & Flag.WAITED)
 
@@ -132,6 +133,6 @@ class Entry:
     def blocks(self) -> bool:
         """Whether its thread is in the wait now and can't leave it to issue something else."""
         times = self.times
-        if times.flags & Flag.POLLED or not self.waited():
+        if times.flags & (Flag.POLLED | Flag.OFFERED) or not self.waited():
             return False
         return times.wait_ended == 0.0 or times.wait_begun > times.wait_ended

@@ -23,14 +23,14 @@ from esper.lockstep.errors import InterceptionUnavailable
 from esper.lockstep.futures import Futures
 from esper.lockstep.groups import Groups, patch
 from esper.lockstep.interposer import After, Call, Interposer, Peek
-from esper.lockstep.recorder import VICTIM, Recorder
+from esper.lockstep.recorder import VICTIM, GroupRecord, Recorder
 from esper.lockstep.replicas import Replicas
 from esper.lockstep.schemas import NOT_COLLECTIVE, OpSchema
 
 # Works that nobody waits on are looked through when there are this many.
 _MANY_UNWAITED = 32
 _WAITED, _NATIVE, _UNWINDING = int(Flag.WAITED), int(Flag.NATIVE), int(Flag.UNWINDING)
-_FAILED, _POLLED = int(Flag.FAILED), int(Flag.POLLED)
+_FAILED, _POLLED, _OFFERED = int(Flag.FAILED), int(Flag.POLLED), int(Flag.OFFERED)
 
 
 class Interception:
@@ -137,7 +137,7 @@ class Interception:
         }
         python_api = c10d.__file__
         recorder, groups, works = self.recorder, self.groups, self._works
-        redispatch, stamp = overload.redispatch, self.recorder.ledger.stamp
+        redispatch, stamp, taken = overload.redispatch, recorder.ledger.stamp, recorder.ledger.take_flag
         getframe, handled = sys._getframe, sys.exception
         op, at_group, at_reduce, at_async, at_root, at_peer, at_tag, at_data = (
             schema.op,
@@ -151,7 +151,7 @@ class Interception:
         )
 
         # A blocking operator raises after a time of its own, and the program may come back.
-        base = _WAITED | _POLLED if schema.blocking else 0
+        base = _WAITED | _POLLED if schema.blocking else _OFFERED
         is_barrier = op == "barrier"
 
         def kernel(keyset: Any, *args: Any, caller: Any = None) -> Any:
@@ -198,9 +198,9 @@ class Interception:
                     try:
                         out = redispatch(keyset & below, *args)
                     except BaseException as error:
-                        stamp(number, Time.WAIT_ENDED, Flag.FAILED)
-                        _mark_victim(error)
+                        self._not_taken(error, number, record_in)
                         raise
+                    taken(number, _OFFERED)
             if schema.blocking:
                 # It sends and receives inside: under the lock a second thread of the group would wait with
                 # it.
@@ -223,6 +223,18 @@ class Interception:
             self.interposer = outer
         assert seen.call is not None
         return seen.call
+
+    def _not_taken(self, error: BaseException, number: int, record: GroupRecord) -> None:
+        """A call raised before the backend took it. The next one has its number; a send's or a receive's is
+        what a peer's end did.
+        """
+        flags = Flag.FAILED
+        if _refused(error) and not record.key.startswith("p2p:"):
+            flags |= Flag.REFUSED
+            record.next, record.chain = record.next - 1, record.chain_before
+        else:
+            _mark_victim(error)
+        self.recorder.ledger.stamp(number, Time.WAIT_ENDED, flags, _OFFERED)
 
     def _forget_done(self) -> None:
         """Let go of works that are done and were not waited for: a work keeps its tensors alive, and a
@@ -333,6 +345,15 @@ def _follow(after: After, work: Any) -> None:
     known = after.pop(id(work), None)
     if known is not None:
         known[1]()
+
+
+def _refused(error: BaseException) -> bool:
+    """Whether the backend did not take a call: the error comes from C++ (a signal handler's has frames of its
+    own) and is not about a peer.
+    """
+    trace = error.__traceback__
+    from_native = isinstance(error, Exception) and trace is not None and trace.tb_next is None
+    return from_native and not isinstance(error, dist.DistError)
 
 
 def _mark_victim(error: BaseException) -> None:

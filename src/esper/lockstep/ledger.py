@@ -173,6 +173,11 @@ class Ledger:
             U32.pack_into(self._map, at + FLAGS_AT, before & ~without | flags)
         F64.pack_into(self._map, at + TIMES_AT + 8 * which, time.monotonic())
 
+    def take_flag(self, number: int, flag: int) -> None:
+        """Take a flag that was just written away from record `number`."""
+        at = HEADER_SIZE + number % self.capacity * RECORD_SIZE + FLAGS_AT
+        U32.pack_into(self._map, at, U32.unpack_from(self._map, at)[0] & ~flag)
+
     def set_state(self, state: State) -> None:
         """Where the program is."""
         U32.pack_into(self._map, STATE_AT, state)

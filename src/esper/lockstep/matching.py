@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from esper.lockstep.entry import Entry
+from esper.lockstep.entry import Entry, Flag
 
 Refresh = Callable[[Entry], Entry | None]
 
@@ -95,6 +95,7 @@ class Matching:
         self._expected: dict[tuple[str, int], int] = {}
         self._holes: dict[str, list[tuple[int, int, int]]] = {}
         self._unread: set[int] = set()
+        self._offered: dict[tuple[int, int], Entry] = {}
 
     def group(self, name: str, members: tuple[int, ...]) -> None:
         """A rank says who is in group `name`. The first to say it counts."""
@@ -119,6 +120,9 @@ class Matching:
             self._early.setdefault(group, []).append(entry)
             return
         expected = self._expected.get((entry.group, entry.rank), 0)
+        if entry.times.flags & Flag.REFUSED:
+            self._expected[entry.group, entry.rank] = entry.sequence
+            return
         self._expected[entry.group, entry.rank] = entry.sequence + 1
         if entry.sequence > expected:
             self._lost(entry, expected)
@@ -127,6 +131,10 @@ class Matching:
             return
         slots = self._slots.setdefault(group, {})
         slot = slots.get(entry.sequence)
+        if entry.times.flags & Flag.OFFERED:
+            self._offered[entry.rank, entry.number] = entry
+        if slot is None and entry.sequence < expected:
+            return  # settled with a refused call in its place, which was the same
         if slot is None:
             slot = slots[entry.sequence] = Slot(group, entry.sequence, members)
             for rank, first, after in self._holes.get(group, ()):
@@ -134,6 +142,24 @@ class Matching:
                     slot.unread.add(rank)
         slot.entries[entry.rank] = entry
         self._settle(slot)
+
+    def follow_offered(self, refresh: Refresh) -> None:
+        """See what has become of the calls that no backend had taken when they were read."""
+        for place, entry in list(self._offered.items()):
+            fresh = refresh(entry)
+            if fresh is not None and fresh.times.flags & Flag.OFFERED:
+                continue
+            del self._offered[place]
+            if fresh is None or not fresh.times.flags & Flag.REFUSED:
+                continue
+            slot = self.slot(entry.group, entry.sequence)
+            if slot is not None and slot.entries.get(entry.rank) is entry:
+                del slot.entries[entry.rank]
+                self._expected[entry.group, entry.rank] = entry.sequence
+
+    def offered(self, slot: Slot) -> list[int]:
+        """The ranks whose call here no backend has taken yet, and perhaps none will."""
+        return [rank for rank, entry in slot.entries.items() if (rank, entry.number) in self._offered]
 
     def _settle(self, slot: Slot) -> None:
         if slot.complete and len(slot.sides()) == 1:

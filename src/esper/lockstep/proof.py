@@ -56,6 +56,12 @@ def mismatches(
         since = sorted(min(slot.entries[rank].issued for rank in side) for side in sides)[1]
         parties = set(slot.entries)
         if (
+            any(not view.ranks[rank].left for rank in view.matching.offered(slot))
+            and not final
+            and now - since <= patience.running
+        ):
+            undecided |= parties
+        elif (
             majority
             or final
             or now - since > patience.running

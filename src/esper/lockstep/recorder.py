@@ -27,11 +27,12 @@ _MOST_CALLS = 4096
 class GroupRecord:
     """One process group's place in the ledger: its key, next sequence number and chained digest."""
 
-    __slots__ = ("chain", "key", "key_id", "lock", "members", "next")
+    __slots__ = ("chain", "chain_before", "key", "key_id", "lock", "members", "next")
 
     def __init__(self, key: str, key_id: int, members: tuple[int, ...]) -> None:
         self.key, self.key_id, self.members = key, key_id, members
         self.next, self.chain = 0, 0
+        self.chain_before = 0  # the last call, which the backend may refuse
         # Held over the redispatch: without it two threads on one group swap numbers and calls.
         self.lock = threading.RLock()
 
@@ -241,6 +242,7 @@ class Recorder:
         if known is None:
             known = self._intern(key, same)
         op_id, reduce_id, dtype_id, shape_id, tag_id, detail_id, signature = known
+        group.chain_before = group.chain
         group.chain = (group.chain * _STEP + signature) & _MASK
         if flags & 1:  # Flag.WAITED; enum arithmetic costs a microsecond here
             ledger.set_threads(self.threads())

@@ -26,7 +26,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from esper.lockstep import watching
 from esper.lockstep.audits import Audits
-from esper.lockstep.entry import Kind
 from esper.lockstep.fingerprints import ends_of, leaves, running_digests, stable_digest, tensor_digest
 from esper.lockstep.groups import Groups, patch
 from esper.lockstep.recorder import GroupRecord, Recorder
@@ -36,6 +35,7 @@ from esper.lockstep.recorder import GroupRecord, Recorder
 # prime, so
 # that two models in turn are both met.
 _FORWARDS = 31
+_FIRST_FORWARDS = 8  # all of them are: most that goes wrong does so at the start
 _ELEMENTS_A_FORWARD = 20_000
 # A look for parameters that no reducer has may take this share of the time.
 _SHARE = 0.001
@@ -93,7 +93,7 @@ class _Model:
         self.local_since: int | None = None  # the first parameter's version when the ranks went on alone
         self.phase = 0  # how often the ranks have gone on alone
         self.next_look = 0.0
-        self.reported = False
+        self.left_out: list[tuple[str, nn.Parameter]] = []  # trained parameters that no reducer has
 
     def trained(self) -> _Trained:
         """What is still trained: a frozen parameter may differ."""
@@ -116,14 +116,14 @@ class _Model:
             self.phase += self.local_since is not None and version != self.local_since
             self.local_since = None
 
-    def unregistered(self) -> list[str]:
+    def unregistered(self) -> list[tuple[str, nn.Parameter]]:
         """Trainable, not ignored parameters of the module that its reducer does not have."""
         ddp = self.ddp()
         if ddp is None:
             return []
         ignored = ddp.parameters_to_ignore
         return [
-            name
+            (plain_name(name), one)
             for name, one in ddp.module.named_parameters()
             if one.requires_grad and id(one) not in self.registered and name not in ignored
         ]
@@ -220,29 +220,28 @@ class Replicas:
         model = self._by_ddp.get(ddp)
         if model is None:
             return
-        self._look_for_unregistered(model, frame)
+        self._look_for_unregistered(model)
         synchronises = ddp.require_backward_grad_sync and ddp.training and torch.is_grad_enabled()
         model.follow_phase(ddp.require_backward_grad_sync)
         if not synchronises:
             return
         count = self._forwards[model.group] = self._forwards.get(model.group, -1) + 1
-        if count % model.every == 0 and not _has_hook(ddp):
-            self._audit_model(model, self._groups.of(ddp.process_group), self._recorder.site(frame))
+        due = count < _FIRST_FORWARDS or count % model.every == 0
+        if (due or model.left_out) and not _has_hook(ddp):
+            record, site = self._groups.of(ddp.process_group), self._recorder.site(frame)
+            if due:
+                self._audit_model(model, record, site)
+            if model.left_out:  # averaged by hand, perhaps; only where they differ they are not
+                self._audit_values(record, "left out", model.label, dict(model.left_out), site)
         if watching.any_watched():
             self._audit_watched("forward", self._groups.of(ddp.process_group), self._recorder.site(frame))
 
-    def _look_for_unregistered(self, model: _Model, frame: FrameType) -> None:
+    def _look_for_unregistered(self, model: _Model) -> None:
         now = time.monotonic()
-        if model.reported or now < model.next_look:
+        if now < model.next_look:
             return
-        names = model.unregistered()
-        spent = time.monotonic() - now
-        model.next_look = now + spent / _SHARE
-        if names:
-            model.reported = True
-            self._recorder.event(
-                Kind.UNREGISTERED, group=model.group, site=self._recorder.site(frame), names=names[:20]
-            )
+        model.left_out = model.unregistered()
+        model.next_look = now + (time.monotonic() - now) / _SHARE
 
     def _audit_model(self, model: _Model, record: GroupRecord, site: int) -> None:
         trained = model.trained()
@@ -252,15 +251,20 @@ class Replicas:
 
     def _audit_watched(self, source: str, record: GroupRecord, site: int) -> None:
         for name, value in watching.values():
-            found = list(leaves(value, name))
-            values, total = [], 0
-            for leaf in found:
-                total = (total * 3 + leaf.digest) & _MASK
-                values.append(total)
-            detail: dict[str, object] = {"what": name, "names": [leaf.path for leaf in found]}
-            if len(found) == 1:
-                detail["value"] = found[0].text
-            self._write(record, source, name, values, json.dumps(detail), site)
+            self._audit_values(record, source, name, {name: value}, site)
+
+    def _audit_values(
+        self, record: GroupRecord, source: str, what: str, named: Mapping[str, Any], site: int
+    ) -> None:
+        found = [leaf for name, value in named.items() for leaf in leaves(value, name)]
+        values, total = [], 0
+        for leaf in found:
+            total = (total * 3 + leaf.digest) & _MASK
+            values.append(total)
+        detail: dict[str, object] = {"what": what, "names": [leaf.path for leaf in found]}
+        if len(found) == 1:
+            detail["value"] = found[0].text
+        self._write(record, source, what, values, json.dumps(detail), site)
 
     def _write(
         self, record: GroupRecord, source: str, what: str, values: list[int], detail: str, site: int

@@ -93,7 +93,6 @@ class View:
         self.ranks = [RankView(rank) for rank in range(world_size)]
         self.matching = Matching()
         self.audits = AuditBook()
-        self.unregistered: dict[str, dict[int, Entry]] = {}  # by model group, then rank
         self.live = live
 
     def fold(self, entries: Sequence[Entry]) -> None:
@@ -105,12 +104,11 @@ class View:
                 self.matching.add(entry)
             elif entry.kind is Kind.AUDIT:
                 self.audits.add(entry, self.matching.members(entry.group))
-            elif entry.kind is Kind.UNREGISTERED:
-                self.unregistered.setdefault(entry.group, {}).setdefault(entry.rank, entry)
             self.ranks[entry.rank].fold(entry)
 
     def waits(self) -> dict[int, list[Wait]]:
         """Who waits in what, now."""
+        self.matching.follow_offered(self.refresh)
         return self.matching.waits(self.refresh)
 
     def refresh(self, entry: Entry) -> Entry | None:
