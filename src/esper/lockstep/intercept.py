@@ -348,12 +348,15 @@ def _follow(after: After, work: Any) -> None:
 
 
 def _refused(error: BaseException) -> bool:
-    """Whether the backend did not take a call: the error comes from C++ (a signal handler's has frames of its
-    own) and is not about a peer.
+    """Whether the backend did not take a call: the error comes from C++, below torch's own dispatch (a signal
+    handler's has frames of its own), and is not about a peer.
     """
-    trace = error.__traceback__
-    from_native = isinstance(error, Exception) and trace is not None and trace.tb_next is None
-    return from_native and not isinstance(error, dist.DistError)
+    innermost = error.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    file = "" if innermost is None else innermost.tb_frame.f_code.co_filename
+    native = isinstance(error, Exception) and file in (__file__, torch._ops.__file__)
+    return native and not isinstance(error, dist.DistError)
 
 
 def _mark_victim(error: BaseException) -> None:
