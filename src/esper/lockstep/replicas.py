@@ -196,7 +196,12 @@ class Replicas:
         strangers.
         """
         record = self._groups.of(group)
-        named = tuple((name, one.shape) for name, one in module.named_parameters() if one.requires_grad)
+        ignored = getattr(module, "_ddp_params_and_buffers_to_ignore", ())  # a rank's own shard, say
+        named = tuple(
+            (name, one.shape)
+            for name, one in module.named_parameters()
+            if one.requires_grad and name not in ignored
+        )
         known = self._models.get(named)
         if known is None:  # a model that is built anew each epoch has the same parameters each time
             told = [[plain_name(name), list(shape)] for name, shape in named]
