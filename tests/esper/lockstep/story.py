@@ -115,6 +115,18 @@ class Story:
             flags = times.flags | Flag.FAILED if failed else times.flags & ~Flag.FAILED
             self._stamp(entry, times._replace(wait_ended=self.tick(), flags=flags))
 
+    def take(self, entry: Entry) -> None:
+        """The backend takes a call that was only offered to it."""
+        times = self._times[entry.rank, entry.number]
+        self._stamp(entry, times._replace(flags=times.flags & ~Flag.OFFERED))
+
+    def refuse(self, entry: Entry) -> None:
+        """The backend refuses a call, and the next one has its number."""
+        times = self._times[entry.rank, entry.number]
+        flags = times.flags & ~Flag.OFFERED | Flag.FAILED | Flag.REFUSED
+        self._stamp(entry, times._replace(wait_ended=self.tick(), flags=flags))
+        self._sequences[entry.rank, entry.group] -= 1
+
     def overwrite(self, entry: Entry) -> None:
         """The ring is used again where this entry was."""
         self._overwritten.add((entry.rank, entry.number))

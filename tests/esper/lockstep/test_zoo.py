@@ -15,15 +15,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from _pytest.mark import ParameterSet
 
 from esper.lockstep.launch import listening_socket, serve_store
 
 ZOO = Path(__file__).parent / "zoo"
-# After the docstring; "accused:" says of what lockstep still accuses a program wrongly.
-_HEADER = re.compile(
-    r"^# ranks: (\d+), patience: ([\d.]+)(, quick)?(?:, needs: (\w+))?(?:, accused: (.+))?$", re.MULTILINE
-)
+_HEADER = re.compile(r"^# ranks: (\d+), patience: ([\d.]+)(, quick)?(?:, needs: (\w+))?$", re.MULTILINE)
 _DONE = re.compile(r"DONE (\d+)")
 _MARK = "ESPER_ZOO_RUN"
 _LONGEST = 150.0
@@ -38,36 +34,24 @@ class Program:
     patience: float
     quick: bool
     needs: str | None
-    accused: str | None
 
 
 def _program(path: Path) -> Program:
     header = _HEADER.search(path.read_text())
     assert header is not None, f"{path.name} lacks the line '# ranks: N, patience: SECONDS'"
-    return Program(path, int(header[1]), float(header[2]), header[3] is not None, header[4], header[5])
-
-
-def _parameters(programs: list[Program]) -> list[ParameterSet]:
-    return [
-        pytest.param(
-            one,
-            id=one.path.stem,
-            marks=[pytest.mark.xfail(reason=one.accused)] if one.accused else [],
-        )
-        for one in programs
-    ]
+    return Program(path, int(header[1]), float(header[2]), header[3] is not None, header[4])
 
 
 PROGRAMS = [_program(path) for path in sorted(ZOO.glob("[0-9]*.py"))]
 
 
-@pytest.mark.parametrize("program", _parameters([one for one in PROGRAMS if one.quick]))
+@pytest.mark.parametrize("program", [one for one in PROGRAMS if one.quick], ids=lambda one: one.path.stem)
 def test_a_healthy_program_is_clean(program: Program, tmp_path: Path) -> None:
     _runs_clean(program, tmp_path)
 
 
 @pytest.mark.stress
-@pytest.mark.parametrize("program", _parameters(PROGRAMS))
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda one: one.path.stem)
 def test_it_is_clean_again_and_again_on_a_loaded_machine(program: Program, tmp_path: Path) -> None:
     with _busy_processors():
         for _ in range(3):
@@ -75,7 +59,7 @@ def test_it_is_clean_again_and_again_on_a_loaded_machine(program: Program, tmp_p
 
 
 @pytest.mark.stress
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.path.stem)
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda one: one.path.stem)
 def test_the_program_is_healthy_by_itself(program: Program) -> None:
     _skip_without(program)
     environment = _marked()

@@ -1,7 +1,7 @@
 """One rank tries what the backend refuses before anything is sent, and goes on: its failed call took no place
 in the group's order, so all its later calls still match.
 """
-# ranks: 2, patience: 20, accused: a call that the backend refuses still takes a sequence number
+# ranks: 2, patience: 20
 
 import torch
 import torch.distributed as dist
