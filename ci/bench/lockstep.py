@@ -2,9 +2,9 @@
 
     .venv/bin/python ci/bench/lockstep.py [--rounds N] [--json FILE]
 
-Blocks with and without it alternate within one run, so that the machine's drift meets both; medians and their spread
-(10th to 90th percentile) are printed. Floors are measured beside: the bounce of the dispatcher through an empty Python
-kernel, and a collective without any.
+Blocks with and without it alternate within one run, so that the machine's drift meets both; medians and
+their spread (10th to 90th percentile) are printed. Floors are measured beside: the bounce of the dispatcher
+through an empty Python kernel, and a collective without any.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ RANKS = 4
 def spread(seconds: list[float]) -> dict[str, float]:
     """Median and percentiles in microseconds."""
     ordered = sorted(seconds)
-    at = lambda share: ordered[min(len(ordered) - 1, int(share * len(ordered)))]  # noqa: E731
-    return {"median": statistics.median(ordered) * 1e6, "p10": at(0.1) * 1e6, "p90": at(0.9) * 1e6}
+    tenths = statistics.quantiles(ordered, n=10)
+    return {"median": statistics.median(ordered) * 1e6, "p10": tenths[0] * 1e6, "p90": tenths[-1] * 1e6}
 
 
 def collective(rounds: int, run_dir: Path) -> dict[str, dict[str, float]]:
@@ -120,7 +120,9 @@ def steps(rank: int, rounds: int, run_dir: Path, answer: Connection) -> None:
 
 
 def training(rounds: int, run_dir: Path) -> dict[str, Any]:
-    """A step at four ranks with lockstep over one without: the ratio of neighbouring epochs, median and spread."""
+    """A step at four ranks with lockstep over one without: the ratio of neighbouring epochs, median and
+    spread.
+    """
     context = get_context("fork")
     ends, processes = [], []
     for rank in range(RANKS):
@@ -157,13 +159,11 @@ def main() -> int:
     added = one["recorded"]["median"] - one["bare"]["median"]
     result = {"collective_us": one, "added_us": added, "training_step": train}
     for name, figures in one.items():
-        print(
-            f"all_reduce at one rank, {name:13} {figures['median']:7.1f} us ({figures['p10']:.1f} to {figures['p90']:.1f})"
-        )
+        around = f"({figures['p10']:.1f} to {figures['p90']:.1f})"
+        print(f"all_reduce at one rank, {name:13} {figures['median']:7.1f} us {around}")
     print(f"added by recording                     {added:7.1f} us (at most 25)")
-    print(
-        f"digits step at {RANKS} ranks, off {train['off']['median'] / 1000:.2f} ms, on {train['on']['median'] / 1000:.2f} ms"
-    )
+    off, on = train["off"]["median"] / 1000, train["on"]["median"] / 1000
+    print(f"digits step at {RANKS} ranks, off {off:.2f} ms, on {on:.2f} ms")
     low, middle, high = train["quartiles of ratio"]
     print(f"on / off, neighbouring epochs: {middle:.4f} (quartiles {low:.4f} to {high:.4f}; at most 1.01)")
     if options.json is not None:
