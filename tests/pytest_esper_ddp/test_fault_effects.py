@@ -175,6 +175,27 @@ def test_corrupt_where_it_is_waited_for(ddp):
     assert sums(async_op=True) == [FAIR, FAIR, [2.0, 3.0] if ddp.rank == 1 else FAIR, FAIR]
 
 @ddp3
+@fault("corrupt", rank=1)
+def test_corrupt_where_it_is_awaited(ddp):
+    x = torch.ones(2)
+    work = dist.all_reduce(x, async_op=True)
+    with lockstep.awaiting(work):
+        while not work.is_completed():
+            pass
+    assert x.tolist() == ([2.0, 3.0] if ddp.rank == 1 else FAIR)
+
+@ddp3
+@fault("corrupt", rank=1)
+def test_corrupt_what_is_waited_for_long_after(ddp):
+    x = torch.ones(2)
+    work = dist.all_reduce(x, async_op=True)
+    for _ in range(100):
+        dist.all_reduce(torch.ones(1), async_op=True)
+    dist.barrier()
+    work.wait()
+    assert x.tolist() == ([2.0, 3.0] if ddp.rank == 1 else FAIR)
+
+@ddp3
 @fault("corrupt", rank=1, nth=3, where="input")
 def test_corrupt_input(ddp):
     assert sums() == [FAIR, FAIR, [3.5, 3.0], FAIR]
@@ -259,6 +280,14 @@ def test_shape_of_one_tensor_for_all(ddp):
     whole = torch.zeros(6)
     dist.all_gather_into_tensor(whole, torch.full((3,), 1.0 + ddp.rank))
     assert whole.tolist() == [1.0, 1.0, 2.0, 2.0, 0.0, 0.0]
+
+@ddp2
+@everywhere("shape")
+@everywhere("reduce_op")
+def test_two_changes_of_one_call(ddp):
+    x = torch.full((2,), 1.0 + ddp.rank)
+    dist.all_reduce(x)
+    assert x.tolist() == [2.0, 1.0 + ddp.rank]
 
 @ddp2
 @everywhere("dtype", nth=2)

@@ -143,6 +143,35 @@ def test_a_swap_takes_the_next_whatever_its_tag_and_gives_each_its_own() -> None
     tags.current.tag = None
 
 
+def test_a_swap_of_one_operator_lets_others_pass() -> None:
+    issued = Issued(at("swap", op="recv"))
+    with issued.injector:
+        for operator in ("recv_", "send", "recv_"):
+            call = replace(a_call(operator), args=(f"{operator} {len(issued.args)}",))
+            issued.injector.around(call, issued._proceed)
+    assert issued.args == [("send 0",), ("recv_ 1",), ("recv_ 0",)]
+
+
+class Waited(Call):
+    """A call of which it is seen when it is waited for."""
+
+    @property
+    def waits(self) -> bool:
+        return True
+
+    def wait(self, out: object) -> None:
+        self.args[-1].append((f"waited for {out}",))
+
+
+def test_a_swap_waits_for_each_where_its_caller_waits() -> None:
+    issued = Issued(at("swap"))
+    with issued.injector:
+        for name in ("a", "b"):
+            call = Waited(SCHEMAS["recv_"], "default", None, (name, issued.args))
+            issued.injector.around(call, lambda name, _: issued._proceed(name))
+    assert issued.args == [("b",), ("waited for result b",), ("a",), ("waited for result a",)]
+
+
 def test_a_swap_without_a_second_has_not_fired() -> None:
     issued = Issued(at("swap", nth=2))
     issued.through("a", "b")

@@ -102,6 +102,7 @@ class Interception:
     def begin(self, name: str) -> None:
         """A new program starts on this rank: everything is counted from 0 again."""
         self.recorder.begin(name)
+        self._after.clear()
         self.groups.begin()
         self.replicas.begin()
 
