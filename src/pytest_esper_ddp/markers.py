@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from esper.lockstep.finding import PRECEDENCE
 from pytest_esper_ddp.errors import MarkerError
 from pytest_esper_ddp.faults.arguments import check_arguments, check_seconds
 from pytest_esper_ddp.faults.catalogue import CATALOGUE, OPS, FaultSpec
@@ -15,25 +16,11 @@ from pytest_esper_ddp.options import BACKENDS, ISOLATIONS, Settings
 from pytest_esper_ddp.scenario import Expectation, Fault, Scenario
 
 LOCKSTEP_MODES = ("enforce", "observe", "off")
-PROVED = (
-    "crashed",
-    "raised",
-    "exited",
-    "group",
-    "order",
-    "mismatch",
-    "peer",
-    "wait_cycle",
-    "missing",
-    "model",
-    "drift",
-)
-SUSPECTED = ("frozen", "stalled")
 # What the program under test is to do for itself; lockstep only watches then.
 BY_PROGRAM = ("lifecycle", "deadline", "monitored_barrier", "watchdog")
 # Families of faults that act when a collective is seen.
 AT_CALLS = ("process", "collective")
-KINDS = PROVED + SUSPECTED + BY_PROGRAM
+KINDS = PRECEDENCE + BY_PROGRAM
 
 DECLARATIONS = (
     "ddp(world_size=None, *, backend=None, timeout=None, isolation=None, init=True, lockstep='enforce', "

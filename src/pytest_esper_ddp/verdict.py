@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from esper.lockstep.diagnosis import Diagnosis, ranks_text
-from pytest_esper_ddp.markers import BY_PROGRAM, SUSPECTED
+from esper.lockstep.finding import SUSPECTED
+from pytest_esper_ddp.markers import BY_PROGRAM
 from pytest_esper_ddp.scenario import Expectation, Scenario
 from pytest_esper_ddp.wire.messages import Failure
 

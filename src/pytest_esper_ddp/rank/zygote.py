@@ -175,7 +175,7 @@ def main() -> None:
         for request in _messages(channel):
             _session(channel, request)
     except Closed:
-        pass
+        pass  # the session is over, and with it this process
     except BaseException:  # noqa: BLE001  whatever it is, the controller must hear it instead of waiting
         send(channel, Broken(traceback.format_exc()))
     os._exit(0)
