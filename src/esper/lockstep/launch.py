@@ -56,7 +56,7 @@ def run(
         supervisor = Supervisor(
             run_dir,
             [process.pid for process in processes],
-            patience=Patience(running=patience, stopped=min(patience, 0.5) if patience < 60 else patience),
+            patience=Patience(running=patience, stopped=patience),
             internal=INTERNAL,
             show=show,
         )

@@ -1,5 +1,5 @@
 """A rank is stopped and goes on after a second: state T, no answer to anything, and no fault."""
-# ranks: 3, patience: 60
+# ranks: 3, patience: 10
 
 import os
 import signal

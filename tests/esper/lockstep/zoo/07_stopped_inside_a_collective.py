@@ -1,7 +1,7 @@
 """A rank is stopped in the midst of a collective that all have entered: everybody waits, nobody is absent,
 and it goes on a moment later.
 """
-# ranks: 2, patience: 60
+# ranks: 2, patience: 10
 
 import os
 import subprocess
