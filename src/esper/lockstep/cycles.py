@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from esper.lockstep.entry import Entry
-from esper.lockstep.finding import Finding, in_collective
+from esper.lockstep.finding import Finding, Patience, in_collective
 from esper.lockstep.matching import Wait
 from esper.lockstep.needs import certain
 from esper.lockstep.view import View
-
-# How long a cycle that is proved waits for the ranks that would tell who is out of order: seconds.
-_OTHERS_WITHIN = 0.15
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ def asleep(view: View, needs: list[Need]) -> bool:
     return all(not one.entry.native or view.live.asleep(one.entry) for one in needs)
 
 
-def cycles(view: View, waits: dict[int, list[Wait]], now: float) -> list[Finding]:
+def cycles(view: View, waits: dict[int, list[Wait]], now: float, patience: Patience) -> list[Finding]:
     """Ranks that wait for each other in different groups."""
     needs: dict[int, list[Need]] = {}
     for rank, ones in waits.items():
@@ -79,8 +76,11 @@ def cycles(view: View, waits: dict[int, list[Wait]], now: float) -> list[Finding
         good = sorted(current.keys() - set(misled), key=lambda rank: not _wants(view, current[rank], misled))
     since = max(current[rank].issued for rank in circle)
     clear = (kind == "peer" and len(bad) < len(circle)) or len(good) * 2 > len(view.ranks)
-    on_their_way = [seen.rank for seen in view.ranks if seen.rank not in waits and not seen.left]
-    if not clear and on_their_way and now - since < _OTHERS_WITHIN:
+    asked = {rank for entry in current.values() for rank in _members(view, entry)}
+    on_their_way = [
+        seen.rank for seen in view.ranks if seen.rank in asked and seen.rank not in waits and not seen.left
+    ]
+    if not clear and on_their_way and now - since < patience.running:
         return []  # doomed already, but who is guilty is for those to tell who are still to come
     waiting = tuple(current[rank] for rank in (good or bad))
     return [

@@ -33,7 +33,7 @@ def prove(view: View, now: float, patience: Patience, *, final: bool = False) ->
     findings += replica_findings(view, now, patience, final=final)
     if not findings and not undecided:
         findings = (
-            cycles(view, waits, now)
+            cycles(view, waits, now, patience)
             or suspects(view, waits, now, patience)
             or unexplained(view, waits, now, patience, final)
         )
