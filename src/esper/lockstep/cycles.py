@@ -78,7 +78,7 @@ def cycles(view: View, waits: dict[int, list[Wait]], now: float, patience: Patie
     clear = (kind == "peer" and len(bad) < len(circle)) or len(good) * 2 > len(view.ranks)
     asked = {rank for entry in current.values() for rank in _members(view, entry)}
     on_their_way = [
-        seen.rank for seen in view.ranks if seen.rank in asked and seen.rank not in waits and not seen.left
+        seen.rank for seen in view.ranks if seen.rank in asked and seen.rank not in needs and not seen.left
     ]
     if not clear and on_their_way and now - since < patience.running:
         return []  # doomed already, but who is guilty is for those to tell who are still to come

@@ -164,7 +164,7 @@ def test_only_what_the_result_depends_on_holds_a_rank(op: str, root: int, proved
     story.call(0, op, root=root)
     story.call(2, "barrier", "pair")
     assert story.found() is None  # rank 1 may come yet, and tell who is out of order
-    assert (story.found(later=3.0) == ("wait_cycle", [0, 2])) is proved
+    assert (story.found(later=3.0, patience=TWO_SECONDS) == ("wait_cycle", [0, 2])) is proved
 
 
 def test_a_root_waits_for_the_only_leaf() -> None:
