@@ -53,7 +53,7 @@ def current_line(
     has no line.
     """
     letter = state(pid)
-    name = {"T": "stopped", "t": "stopped", "R": "running"}.get(letter, "sleeping")
+    name = {"T": "stopped", "t": "stopped", "R": "running", "D": "running"}.get(letter, "sleeping")
     if letter in "Tt" and not wake:
         return name, None
     try:

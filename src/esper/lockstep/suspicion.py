@@ -56,7 +56,7 @@ def suspects(view: View, waits: dict[int, list[Wait]], now: float, patience: Pat
             first = min(entries, key=lambda one: one[0])[1]
             place = (first.group, first.sequence)
             waiting = tuple(entry for _, entry in entries if (entry.group, entry.sequence) == place)
-            kind = "frozen" if letter in "TtSD" else "stalled"
+            kind = "frozen" if letter in "TtS" else "stalled"
             findings.append(Finding(kind, since + allowed, *place, waiting, {rank: None}))
     return joined(findings)
 

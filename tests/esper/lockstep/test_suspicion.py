@@ -18,7 +18,7 @@ def cross_wait(story: Story, flags: Flag = Flag.WAITED) -> None:
 # frozen and stalled
 
 
-@pytest.mark.parametrize(("letter", "kind"), [("S", "frozen"), ("D", "frozen"), ("R", "stalled")])
+@pytest.mark.parametrize(("letter", "kind"), [("S", "frozen"), ("D", "stalled"), ("R", "stalled")])
 def test_a_late_rank_is_judged_after_the_patience(letter: str, kind: str) -> None:
     story = in_step(3)
     story.call(0)
