@@ -87,11 +87,12 @@ def _answer(path: Path, before: int, within: float) -> str:
     end = time.monotonic() + within
     text = ""
     while time.monotonic() < end:
-        text = _written_since(path, before)
-        # The interrupted thread's own stack comes last in the file, after those of the others.
-        if "Current thread" in text and text.endswith("\n"):
+        earlier, text = text, _written_since(path, before)
+        # The interrupted thread's own stack comes last in the file, frame by frame: it is whole when it has
+        # stopped growing. Read before, it ended at a frame of ours, and the user's line was missing.
+        if "Current thread" in text and text == earlier:
             break
-        time.sleep(0.002)
+        time.sleep(0.004)
     return text
 
 
