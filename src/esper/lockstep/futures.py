@@ -18,52 +18,65 @@ _FAILED = int(Flag.FAILED)
 
 
 class Futures:
-    """Which record a future belongs to, for as long as somebody holds it."""
+    """Which records a future belongs to, for as long as somebody holds it."""
 
     def __init__(self, recorder: Recorder, number_of: Callable[[Any], int | None]) -> None:
         """`number_of`: the record of a work; None where it is not known."""
         self._recorder, self._number_of = recorder, number_of
-        self._numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._numbers: weakref.WeakKeyDictionary[Any, tuple[int, ...]] = weakref.WeakKeyDictionary()
         self._undo: list[Callable[[], None]] = []
 
     def install(self) -> None:
-        """Follow get_future, then and wait."""
+        """Follow get_future, then, collect_all (wait_all, too) and wait."""
         numbers, recorder, ledger = self._numbers, self._recorder, self._recorder.ledger
         get_future, then, wait = dist.Work.get_future, torch._C.Future.then, torch._C.Future.wait
+        collect = torch._C._collect_all
 
         @functools.wraps(get_future)
         def follow_work(work: Any) -> Any:
             future, number = get_future(work), self._number_of(work)
             if number is not None:
-                numbers[future] = number
+                numbers[future] = (number,)
             return future
 
         @functools.wraps(then)
         def follow_future(future: Any, *args: Any, **kwargs: Any) -> Any:
-            following, number = then(future, *args, **kwargs), numbers.get(future)
-            if number is not None:
-                numbers[following] = number
+            following, awaited = then(future, *args, **kwargs), numbers.get(future)
+            if awaited is not None:
+                numbers[following] = awaited
             return following
+
+        @functools.wraps(collect)
+        def follow_all(futures: Any) -> Any:
+            together = collect(futures)
+            awaited = tuple(number for one in futures for number in numbers.get(one, ()))
+            if awaited:
+                numbers[together] = awaited
+            return together
 
         @functools.wraps(wait)
         def seen_wait(future: Any) -> Any:
-            number = numbers.get(future)
-            if number is None:
+            awaited = numbers.get(future)
+            if awaited is None:
                 return wait(future)
             ledger.set_threads(recorder.threads())
-            ledger.stamp(number, Time.WAIT_BEGUN)
+            for number in awaited:
+                ledger.stamp(number, Time.WAIT_BEGUN)
             try:
                 result = wait(future)
             except BaseException:
-                ledger.stamp(number, Time.WAIT_ENDED, _FAILED)
+                for number in awaited:
+                    ledger.stamp(number, Time.WAIT_ENDED, _FAILED)
                 raise
-            ledger.stamp(number, Time.WAIT_ENDED, 0, _FAILED)
+            for number in awaited:
+                ledger.stamp(number, Time.WAIT_ENDED, 0, _FAILED)
             return result
 
         for holder, name, patched in (
             (dist.Work, "get_future", follow_work),
             (torch._C.Future, "then", follow_future),
             (torch._C.Future, "wait", seen_wait),
+            (torch._C, "_collect_all", follow_all),
         ):
             self._undo.append(patch(holder, name, patched))
 

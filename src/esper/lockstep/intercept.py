@@ -49,6 +49,7 @@ class Interception:
         self._works: dict[int, tuple[Any, int, bool]] = {}
         self._most_works = _MANY_UNWAITED
         self._original_wait: Any = None
+        self._original_poll: Any = dist.Work.is_completed
         self.futures = Futures(recorder, lambda work: self._works.get(id(work), (None, None))[1])
         self._undo: list[Callable[[], None]] = []
 
@@ -67,6 +68,7 @@ class Interception:
                 overload, self._kernel(overload, OpSchema.of(schema)), "BackendSelect", with_keyset=True
             )
         self._patch_wait()
+        self._patch_poll()
         self.futures.install()
         for holder, name in (
             (dist.Work, "get_future"),
@@ -242,7 +244,7 @@ class Interception:
         communication hook waits for a future instead. A later wait for one returns at once.
         """
         for key, (work, _, _) in list(self._works.items()):
-            if work.is_completed() and key not in self._after:
+            if self._original_poll(work) and key not in self._after:
                 self._works.pop(key, None)
         self._most_works = max(_MANY_UNWAITED, 2 * len(self._works))
 
@@ -311,6 +313,26 @@ class Interception:
 
         waiting.set_observer((begun, ended))
 
+    def _patch_poll(self) -> None:
+        """A program that asks again and again whether a work is done waits for it."""
+        original = self._original_poll = dist.Work.is_completed
+        works, ledger = self._works, self.recorder.ledger
+
+        def is_completed(work: Any) -> bool:
+            done: bool = original(work)
+            known = works.get(id(work))
+            if known is not None and waiting.current.work is not work:
+                _, number, synchronous = known
+                failed = not done or _has_error(work)
+                if not synchronous:
+                    ledger.stamp(number, Time.WAIT_BEGUN)
+                    ledger.stamp(
+                        number, Time.WAIT_ENDED, _FAILED | _POLLED if failed else 0, 0 if failed else _FAILED
+                    )
+            return done
+
+        self._undo.append(patch(dist.Work, "is_completed", is_completed))
+
 
 def _blocking(
     redispatch: Callable[..., Any],
@@ -330,15 +352,35 @@ def _blocking(
 
 
 def _describe(data: Any) -> tuple[Any, Any, int]:
-    """dtype and shape of a tensor, or of the first of nested lists of them, and the elements of all."""
+    """dtype (and what else keeps it from meeting a dense tensor) and shape of a tensor, or of the first of
+    nested lists of them, and the elements of all.
+    """
     if type(data) is list and len(data) == 1 and type(data[0]) is not list:  # nearly all, so first
         data = data[0]
     if type(data) is not list:
-        return data.dtype, data.shape, data.numel()
+        dtype = data.dtype
+        if data.is_meta:  # has no data: its call returns and nothing is exchanged
+            dtype = f"{dtype} on meta"
+        elif data.layout is not torch.strided:  # goes another way through the backend than a dense one
+            dtype = f"{dtype} {str(data.layout).removeprefix('torch.')}"
+        return dtype, data.shape, data.numel()
     if not data:
         return None, None, 0
     dtype, shape, elements = _describe(data[0])
     return dtype, shape, elements + sum(_describe(one)[2] for one in data[1:])
+
+
+def _has_error(work: Any) -> bool:
+    """Whether a work that is done has failed. Asking the work itself prints a deprecation in C++."""
+    try:
+        future = work.get_future()
+    except RuntimeError:  # its backend has none
+        return False
+    try:
+        future.value()
+    except RuntimeError:
+        return True
+    return False
 
 
 def _follow(after: After, work: Any) -> None:

@@ -258,6 +258,61 @@ def test_a_wait_through_a_future_is_a_wait() -> None:
     on_ranks(body)
 
 
+def test_a_wait_for_several_futures_is_a_wait_for_each() -> None:
+    def body(rank: int) -> None:
+        with recorded() as recording:
+            works = [dist.all_reduce(torch.ones(1), async_op=True) for _ in range(2)]
+            first, second = recording.calls()
+            together = torch.futures.collect_all([work.get_future() for work in works if work is not None])
+            torch.futures.wait_all([together.then(lambda all_of_them: 1)])
+            for call in (first, second):
+                times = recording.wait_of(call.number)
+                assert call.issued <= times.wait_begun <= times.wait_ended
+
+    on_ranks(body)
+
+
+def test_a_program_that_asks_whether_a_work_is_done_waits_for_it() -> None:
+    def body(rank: int) -> None:
+        with recorded() as recording:
+            pair = dist.new_group([0, 1])
+            recording.entries()
+            if rank == 0:
+                work = dist.barrier(async_op=True)
+                assert work is not None
+                (call,) = recording.calls()
+                assert not work.is_completed()
+                assert recording.wait_of(call.number).flags == Flag.FAILED | Flag.POLLED
+                dist.barrier(group=pair)
+                while not work.is_completed():
+                    pass
+                assert not recording.wait_of(call.number).flags & Flag.FAILED
+            else:
+                dist.barrier(group=pair)
+                dist.barrier()
+
+    on_ranks(body)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "dtype"),
+    [
+        (torch.ones(3, dtype=torch.float64), "float64"),
+        (torch.ones(3, device="meta"), "float32 on meta"),
+        (torch.ones(3).to_sparse(), "float32 sparse_coo"),
+    ],
+    ids=["dense", "meta", "sparse"],
+)
+def test_what_can_not_meet_a_dense_tensor_says_so(tensor: torch.Tensor, dtype: str) -> None:
+    def body(rank: int) -> str | None:
+        with recorded() as recording:
+            dist.all_reduce(tensor)
+            (call,) = recording.calls()
+            return call.dtype
+
+    assert on_ranks(body) == [dtype, dtype]
+
+
 def test_works_that_nobody_waits_on_are_let_go() -> None:
     def body(rank: int) -> int:
         with recorded() as recording:
