@@ -32,9 +32,9 @@ NO_ROOM = 0xFFFFFFFF  # in place of a string's id: the disk had no room for it
 
 # magic, capacity, world size, rank, pid
 IDENTITY = struct.Struct("<8sIiii")
-# record count, state, live threads, heartbeat, id of the main thread
+# record count, state, live threads, heartbeat, id of the main thread, number of the last BEGIN's record + 1
 COUNT = struct.Struct("<Q")
-COUNT_AT, STATE_AT, THREADS_AT, HEARTBEAT_AT, MAIN_THREAD_AT = 64, 72, 76, 80, 88
+COUNT_AT, STATE_AT, THREADS_AT, HEARTBEAT_AT, MAIN_THREAD_AT, BEGUN_AT = 64, 72, 76, 80, 88, 96
 U32, F64 = struct.Struct("<I"), struct.Struct("<d")
 # kind group sequence op reduce_op dtype shape site tag detail | root peer | elements digest | issued
 # wait_begun
@@ -189,6 +189,10 @@ class Ledger:
     def set_main_thread(self, native_id: int) -> None:
         """The kernel's id of the thread that runs the program."""
         U32.pack_into(self._map, MAIN_THREAD_AT, native_id)
+
+    def set_begun(self, number: int) -> None:
+        """Which record says what program runs now: the ring may overwrite it before it is read."""
+        COUNT.pack_into(self._map, BEGUN_AT, number + 1)
 
     def heartbeat(self) -> None:
         """Say that the rank's program still runs Python code."""

@@ -13,6 +13,7 @@ from typing import Any
 from esper.lockstep.entry import Entry, Kind, Site, State, Times
 from esper.lockstep.errors import LedgerError
 from esper.lockstep.ledger import (
+    BEGUN_AT,
     COUNT,
     COUNT_AT,
     HEADER_SIZE,
@@ -41,6 +42,7 @@ class LedgerReader:
         self._map: mmap.mmap | None = None
         self._table: int | None = None
         self._read = 0
+        self._hole = range(0)  # the records that were overwritten last
         self._strings: dict[int, Any] = {0: None}
         self._partial = b""
 
@@ -90,9 +92,22 @@ class LedgerReader:
             if number < oldest:
                 self._read = min(oldest, count)
                 self.lost += self._read - number
+                self._hole = range(number, self._read)
                 continue
             self._read += 1
             yield self._entry(number, fields)
+
+    @property
+    def position(self) -> int:
+        """The number of the next record to read."""
+        return self._read
+
+    def begun_unread(self) -> int | None:
+        """The number of the record with which the rank's program began, if that was overwritten unread."""
+        if self._map is None:
+            return None
+        number: int = COUNT.unpack_from(self._map, BEGUN_AT)[0] - 1
+        return number if number in self._hole else None
 
     def skip(self) -> None:
         """Pass over everything written so far."""

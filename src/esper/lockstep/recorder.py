@@ -59,7 +59,9 @@ class Recorder:
 
     def begin(self, name: str) -> None:
         """A new program starts on this rank: `name` is its script, or a test's id."""
-        self.event(Kind.BEGIN, name=name)
+        number = self.event(Kind.BEGIN, name=name)
+        if number is not None:
+            self.ledger.set_begun(number)
         self.ledger.set_main_thread(threading.get_native_id())
         self.ledger.set_state(State.RUNNING)
 
@@ -143,12 +145,12 @@ class Recorder:
             thread=self.thread(),
         )
 
-    def event(self, kind: Kind, *, group: str | None = None, site: int = 0, **detail: object) -> None:
-        """Write an event; `detail` is JSON."""
+    def event(self, kind: Kind, *, group: str | None = None, site: int = 0, **detail: object) -> int | None:
+        """Write an event and return its record's number, None in a detached child; `detail` is JSON."""
         if self._detached:
-            return
+            return None
         string = self.ledger.string
-        self.ledger.append(
+        return self.ledger.append(
             kind,
             group=string(group),
             site=site,

@@ -57,6 +57,8 @@ class Supervisor:
         self._internal = internal
         self._wake = wake
         self._begun = [begun is None] * len(self.pids)
+        # An earlier program of the same name does not count.
+        self._from = [reader.position for reader in self._readers]
         self._name = begun
         self._sleep = SleepWatch(_ASLEEP_AFTER)
         self._in_torch: dict[tuple[int, int], tuple[int | None, bool]] = {}
@@ -158,10 +160,13 @@ class Supervisor:
                     ),
                     None,
                 )
-                if start is None:
+                if start is not None:
+                    entries = entries[start:]
+                elif (lost := reader.begun_unread()) is not None and lost >= self._from[rank]:
+                    entries = [entry for entry in entries if entry.number > lost]
+                else:
                     continue
                 self._begun[rank] = True
-                entries = entries[start:]
             if entries:
                 moved = True
                 self.view.fold(entries)

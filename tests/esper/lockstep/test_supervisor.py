@@ -14,7 +14,8 @@ from esper.lockstep.entry import Flag, Kind
 from esper.lockstep.finding import Patience
 from esper.lockstep.ledger import Ledger
 from esper.lockstep.process import ending, state
-from esper.lockstep.recorder import Recorder
+from esper.lockstep.reader import LedgerReader
+from esper.lockstep.recorder import GroupRecord, Recorder
 from esper.lockstep.supervisor import Supervisor
 
 RANKS = 3
@@ -101,6 +102,30 @@ def test_only_what_follows_the_begin_of_its_name_counts(
     diagnosis = supervisor.poll()
     assert diagnosis is not None
     assert (diagnosis.kind, diagnosis.guilty) == ("mismatch", (2,))
+
+
+def test_a_rank_that_wrote_the_ring_full_since_it_began_is_not_absent(
+    tmp_path: Path, sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    small = [Ledger(tmp_path, rank, RANKS, capacity=16) for rank in range(RANKS)]
+    for name in ("same name", "same name"):
+        readers = [LedgerReader(tmp_path, rank) for rank in range(RANKS)]
+        for reader in readers:
+            reader.skip()
+        supervisor = Supervisor(
+            tmp_path, [one.pid for one in sleepers], patience=ENDLESS, begun=name, readers=readers
+        )
+        assert supervisor.poll() is None
+        for ledger in small:
+            recorder = Recorder(ledger)
+            recorder.begin(name)
+            group = GroupRecord("default", ledger.string("default"), tuple(range(RANKS)))
+            recorder.event(Kind.GROUP, group="default", ranks=group.members)
+            for _ in range(40 if ledger.rank == 1 else 2):
+                recorder.collective(group, "barrier", None, None, None, 0, -1, -1, 0, 0)
+        supervisor.poll()
+        assert supervisor.view.ranks[1].last is not None
+        assert [slot for slot in supervisor.view.matching.open() if 1 in slot.absent] == []
 
 
 def test_a_rank_that_has_not_begun_is_only_not_there_yet(
