@@ -8,11 +8,14 @@ from esper.lockstep.matching import Wait
 from esper.lockstep.view import View
 
 SIGABRT = -6
+# Ranks that leave a program by the same line leave it one after the other: seconds that the others get to do
+# so, too, before the first of them is named without them.
+_LEAVE_WITHIN = 0.05
 NOTICED_WITHIN = 0.2  # seconds from a process's death to its pidfd being read, with both cores loaded
 
 
 def gone(
-    view: View, waits: dict[int, list[Wait]], undecided: set[int], *, excuse: bool = True
+    view: View, waits: dict[int, list[Wait]], undecided: set[int], now: float, *, excuse: bool = True
 ) -> list[Finding]:
     """Ranks that others wait for and that can't come any more; without `excuse` also those that a peer's end
     has brought down.
@@ -38,7 +41,15 @@ def gone(
                 findings[key] = Finding(
                     kind, since, wait.entry.group, wait.entry.sequence, waiting, {rank: where}
                 )
-    return joined(list(findings.values()))
+    return [one for one in joined(list(findings.values())) if not _more_may_leave(view, one, now)]
+
+
+def _more_may_leave(view: View, finding: Finding, now: float) -> bool:
+    """Whether members that have not come yet may still be about to leave as those did that are named."""
+    slot = view.matching.slot(finding.group, finding.sequence)
+    if slot is None or finding.kind not in ("missing", "exited") or now - finding.since > _LEAVE_WITHIN:
+        return False
+    return any(rank not in finding.guilty and not view.ranks[rank].left for rank in slot.absent)
 
 
 def _outlasted(entry: Entry, at: float, view: View, rank: int) -> bool:

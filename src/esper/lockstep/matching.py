@@ -163,8 +163,11 @@ class Matching:
 
     def _settle(self, slot: Slot) -> None:
         if slot.complete and len(slot.sides()) == 1:
-            del self._slots[slot.group][slot.sequence]
-            self._settled[slot.group] = slot
+            others = self._slots[slot.group]
+            del others[slot.sequence]
+            # One that stays open before it is a contradiction: nothing after that was in common.
+            if next(iter(others), slot.sequence) >= slot.sequence:
+                self._settled[slot.group] = slot
 
     def _lost(self, entry: Entry, expected: int) -> None:
         """The ring overwrote records that were not read yet. Numbers are consecutive: the rank was there."""

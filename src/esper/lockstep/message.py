@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from esper.lockstep.diagnosis import (
     Diagnosis,
     GuiltyAt,
@@ -48,7 +50,7 @@ def diagnosis_of(finding: Finding, *, decided: float, last_settled: Slot | None)
 def message(finding: Finding, last_settled: Slot | None) -> str:
     """Headline, then one line a side."""
     rows = [_waiting_row(entries) for entries in _by_place(finding)]
-    rows += [_guilty_row(rank, where) for rank, where in sorted(finding.guilty.items())]
+    rows += _guilty_rows(finding.guilty)
     if last_settled is not None:
         entry = next(iter(last_settled.entries.values()))
         rows.append((f"last in common: {_call(entry)}", short_site(entry.site), ""))
@@ -70,6 +72,9 @@ def _headline(finding: Finding) -> str:
     compares = finding.kind in ("mismatch", "order")
     awaited = f"{_call(first)}{tensor_text(first, full=compares)}" if first else "a collective"
     verb = _ENDED.get(finding.kind)
+    if finding.kind == "missing" and len(finding.guilty) > len(finding.waiting) == 1 and first is not None:
+        # Who left early and who made a call too many look alike: both are said.
+        return f"{guilty} never entered {awaited}, in which rank {first.rank} waits alone"
     if verb is not None:
         return f"{guilty} {verb} {awaited}"
     others = sorted({entry.rank for entry in finding.waiting} - finding.guilty.keys())
@@ -129,19 +134,36 @@ def _waiting_row(entries: list[Entry]) -> tuple[str, str, str]:
     return f"{ranks_text(ranks)} {verb} in {_call(entries[0])}", short_site(entries[0].site), ""
 
 
-def _guilty_row(rank: int, where: Where | None) -> tuple[str, str, str]:
+def _guilty_rows(guilty: Mapping[int, Where | None]) -> list[tuple[str, str, str]]:
+    """One row a place: ranks that left by the same line share one."""
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for rank, where in sorted(guilty.items()):
+        place: tuple[object, ...] = (rank,)
+        if where is not None:
+            entry = where.entry
+            at = None if entry is None else (_call(entry), tensor_text(entry, full=True))
+            place = (where.state, where.op, where.site, where.detail, at)
+        alike.setdefault(place, []).append(rank)
+    return [_guilty_row(ranks, guilty[ranks[0]]) for ranks in alike.values()]
+
+
+def _guilty_row(ranks: list[int], where: Where | None) -> tuple[str, str, str]:
+    who, several = ranks_text(ranks), len(ranks) > 1
     if where is None:
-        return f"rank {rank} has not come", "(no line known)", ""
-    site = short_site(where.site)
+        return f"{who} {'have' if several else 'has'} not come", "(no line known)", ""
+    site, be = short_site(where.site), "are" if several else "is"
     if where.entry is not None and where.entry.op == "DistributedDataParallel":
-        return f"rank {rank} builds {_call(where.entry)}", site, "differs"
+        return f"{who} {'build' if several else 'builds'} {_call(where.entry)}", site, "differs"
     if where.state == "differs":
-        return f"rank {rank}", site, "differs"
+        return who, site, "differs"
     if where.entry is not None:
-        return f"rank {rank} is in {_call(where.entry)}{tensor_text(where.entry, full=True)}", site, "differs"
-    did = {"killed": "was killed", "raised": "raised", "exited": "is over", "stopped": "is stopped"}.get(
-        where.state, f"is {where.state}"
-    )
+        return f"{who} {be} in {_call(where.entry)}{tensor_text(where.entry, full=True)}", site, "differs"
+    did = {
+        "killed": f"{'were' if several else 'was'} killed",
+        "raised": "raised",
+        "exited": f"{be} over",
+        "stopped": f"{be} stopped",
+    }.get(where.state, f"{be} {where.state}")
     if where.op is not None:
         did = f"called {where.op}"
-    return f"rank {rank} {did}", site, where.detail or ""
+    return f"{who} {did}", site, where.detail or ""

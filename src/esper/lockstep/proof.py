@@ -29,7 +29,7 @@ def prove(view: View, now: float, patience: Patience, *, final: bool = False) ->
     """The earliest decided finding, or None. `final`: no rank will write anything more."""
     waits = view.waits()
     findings, undecided = mismatches(view, waits, now, patience, final)
-    findings += gone(view, waits, undecided)
+    findings += gone(view, waits, undecided, now)
     findings += replica_findings(view, now, patience, final=final)
     if not findings and not undecided:
         findings = (

@@ -88,7 +88,7 @@ def _excused(
     the excuse does not hold.
     """
     found = []
-    for finding in gone(view, waits, set(), excuse=False):
+    for finding in gone(view, waits, set(), now, excuse=False):
         cause = _cause(view, waits, finding.since + NOTICED_WITHIN)
         if cause is not None:
             rank, (kind, at, where) = cause

@@ -168,6 +168,30 @@ def test_only_who_waits_for_it_is_said_to_wait() -> None:
     assert [entry.rank for entry in finding.waiting] == [0]
 
 
+def test_who_leaves_together_is_named_together_and_in_time() -> None:
+    story = Story(4)
+    story.call(0)
+    story.ends_program(1)
+    assert story.found() is None  # ranks 2 and 3 may be about to leave
+    story.ends_program(3)
+    story.ends_program(2)
+    assert story.found() == ("missing", [1, 2, 3])
+    waits = Story(4)
+    waits.call(0)
+    waits.ends_program(1)
+    assert waits.found(later=0.06) == ("missing", [1])
+
+
+def test_nothing_after_a_contradiction_was_in_common() -> None:
+    story = Story(2)
+    for op in ("barrier", "all_reduce", "broadcast"):
+        for rank in range(2):
+            story.call(rank, op, elements=4 + (op == "all_reduce" and rank), flags=ASYNC)
+    last = story.view.matching.last_settled("default")
+    assert last is not None
+    assert next(iter(last.entries.values())).op == "barrier"
+
+
 def test_several_missing_from_one_collective_are_one_finding() -> None:
     story = Story(4)
     story.call(0)
