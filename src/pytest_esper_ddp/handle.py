@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,8 @@ import pytest
 
 if TYPE_CHECKING:
     import torch
+
+    from esper.lockstep.fingerprints import Leaf
 
 
 class DDP:
@@ -45,7 +47,9 @@ class DDP:
         """
         import torch.distributed as dist
 
-        mine = list(fingerprints(value, name))
+        from esper.lockstep.fingerprints import leaves
+
+        mine = list(leaves(value, name))
         everyone: list[Any] = [None] * self.world_size
         dist.all_gather_object(everyone, mine)
         difference = first_difference(everyone)
@@ -56,50 +60,21 @@ class DDP:
 CURRENT = pytest.StashKey[DDP]()
 
 
-def fingerprints(value: Any, name: str) -> Sequence[tuple[str, str, str]]:
-    """(path, digest of the bits, text for people) of every leaf, in the value's own order."""
-    import hashlib
-
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        digest = hashlib.blake2b(flat.view(torch.uint8).numpy().tobytes(), digest_size=16).hexdigest()
-        shown = str(flat.tolist())
-        if flat.numel() > 8:
-            mean = flat.to(torch.cdouble if flat.is_complex() else torch.double).mean()
-            shown = f"{list(value.shape)} of mean {mean:.9g}"
-        return [(name, f"{value.dtype} {list(value.shape)} {digest}", shown)]
-    if hasattr(value, "state_dict"):
-        return fingerprints(value.state_dict(), name)
-    if isinstance(value, Mapping):
-        parts = [fingerprints(part, f"{name}[{key!r}]") for key, part in value.items()]
-        return [
-            (name, f"keys {list(value)!r}", f"keys {list(value)!r}"),
-            *(leaf for part in parts for leaf in part),
-        ]
-    if isinstance(value, list | tuple):
-        parts = [fingerprints(part, f"{name}[{index}]") for index, part in enumerate(value)]
-        return [
-            (name, f"length {len(value)}", f"length {len(value)}"),
-            *(leaf for part in parts for leaf in part),
-        ]
-    return [(name, repr(value), repr(value))]
-
-
-def first_difference(everyone: Sequence[Sequence[tuple[str, str, str]]]) -> str | None:
+def first_difference(everyone: Sequence[Sequence[Leaf]]) -> str | None:
     """The sentence for the first leaf on which ranks differ; None when all are equal."""
     for index in range(max(map(len, everyone))):
-        sides: dict[tuple[str, str], list[int]] = {}
-        shown: dict[tuple[str, str], str] = {}
+        sides: dict[tuple[object, ...], list[int]] = {}
+        shown: dict[tuple[object, ...], str] = {}
         for rank, leaves in enumerate(everyone):
-            name, digest, text = leaves[index] if index < len(leaves) else ("(nothing)", "", "nothing")
-            sides.setdefault((name, digest), []).append(rank)
-            shown[name, digest] = text
+            name, digest, text, kind = (
+                leaves[index] if index < len(leaves) else ("(nothing)", 0, "nothing", "")
+            )
+            sides.setdefault((name, digest, kind), []).append(rank)
+            shown[name, digest, kind] = text
         if len(sides) > 1:
             ordered = sorted(sides.items(), key=lambda side: len(side[1]), reverse=True)
             if len(set(shown.values())) < len(shown):  # in dtype, shape or far behind the point
-                shown = {key: f"{text} ({key[1]})" for key, text in shown.items()}
+                shown = {key: f"{text} ({key[2]} {key[1]:016x})" for key, text in shown.items()}
             told = "; ".join(
                 f"{shown[key]} on {'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))}"
                 for key, ranks in ordered

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from pytest_esper_ddp.handle import DDP, fingerprints, first_difference
+from esper.lockstep.fingerprints import leaves
+from pytest_esper_ddp.handle import DDP, first_difference
 
 
 def difference(*values: Any) -> str | None:
     """The sentence for one value a rank."""
-    return first_difference([fingerprints(value, "x") for value in values])
+    return first_difference([list(leaves(value, "x")) for value in values])
 
 
 def test_a_rank_introduces_itself() -> None:
@@ -34,6 +35,8 @@ def test_a_rank_introduces_itself() -> None:
         lambda: torch.ones(20, dtype=torch.bfloat16),
         lambda: torch.ones(20, dtype=torch.complex64),
         lambda: torch.arange(20).reshape(4, 5).T,
+        lambda: torch.ones(20, dtype=torch.complex64).to_sparse(),
+        lambda: torch.ones(20, device="meta"),
         lambda: torch.ones(2, requires_grad=True),
         lambda: {"a": [1, "x", None, (2.5, torch.ones(2))]},
         lambda: torch.nn.BatchNorm1d(3),
@@ -63,13 +66,18 @@ def test_what_is_shown_alike_is_told_apart() -> None:
     assert "[1.0, 1.0] (torch.float64 [2] " in said
     said = difference(torch.tensor(1.0), torch.tensor([1.0]))
     assert said is not None
-    assert "[1.0] (torch.float32 [] " in said
+    assert "1.0 on rank 0; [1.0] on rank 1" in said
 
 
 def test_a_bit_is_enough() -> None:
-    assert difference(torch.tensor(0.0), torch.tensor(-0.0)) == (
-        "x differs: [0.0] on rank 0; [-0.0] on rank 1"
-    )
+    assert difference(torch.tensor(0.0), torch.tensor(-0.0)) == ("x differs: 0.0 on rank 0; -0.0 on rank 1")
+
+
+def test_a_sparse_tensor_counts_by_what_is_in_it() -> None:
+    one, two = torch.tensor([0.0, 1.0, 0.0]), torch.tensor([1.0, 0.0, 0.0])
+    said = difference(one.to_sparse(), two.to_sparse())
+    assert said is not None
+    assert said.startswith("x differs: Tensor torch.float32 [3] (torch.float32 [3] ")
 
 
 def test_the_first_differing_part_is_named() -> None:

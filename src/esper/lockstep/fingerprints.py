@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 # Long tensors are digested in pieces of this many words, all with the same weights.
 _PIECE = 1 << 16
@@ -16,11 +17,14 @@ _weights: list[Tensor] = []
 
 
 class Leaf(NamedTuple):
-    """One plain value inside a nested one: where it is, a 64-bit digest, and a text for people."""
+    """One plain value inside a nested one: where it is, a 64-bit digest, a text for people, and of a tensor
+    its dtype and shape.
+    """
 
     path: str
     digest: int
     text: str
+    kind: str = ""
 
 
 def weights() -> Tensor:
@@ -41,12 +45,30 @@ def words(tensor: Tensor) -> Tensor:
 
 
 def tensor_digest(tensor: Tensor) -> int:
-    """64 bits of the tensor's bits, dtype and shape; exact integer sums, so in any order the same."""
+    """64 bits of the tensor's bits, dtype and shape; exact integer sums, so in any order the same.
+
+    Of a tensor whose bits can't be read here, on meta or sharded (a DTensor would communicate), only the
+    latter.
+    """
+    if tensor.layout is torch.sparse_coo:
+        whole = tensor.detach().coalesce()
+        return (tensor_digest(whole.indices()) * 3 + tensor_digest(whole.values())) & ((1 << 64) - 1)
+    if not _readable(tensor):
+        return stable_digest(_kind(tensor))
     all_words, by = words(tensor), weights()
     total = 0
     for index, piece in enumerate(torch.split(all_words, _PIECE)):
         total += (2 * index + 1) * int(torch.dot(piece, by[: len(piece)]))
-    return (total ^ stable_digest(f"{tensor.dtype}{tuple(tensor.shape)}")) & ((1 << 64) - 1)
+    return (total ^ stable_digest(_kind(tensor))) & ((1 << 64) - 1)
+
+
+def _readable(tensor: Tensor) -> bool:
+    plain = tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized)
+    return plain and not is_traceable_wrapper_subclass(tensor)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"
 
 
 def ends_of(tensors: Sequence[Tensor]) -> Tensor:
@@ -75,7 +97,7 @@ def leaves(value: Any, name: str) -> Iterator[Leaf]:
     order.
     """
     if isinstance(value, Tensor):
-        yield Leaf(name, tensor_digest(value), _tensor_text(value))
+        yield Leaf(name, tensor_digest(value), _tensor_text(value), _kind(value))
     elif hasattr(value, "state_dict"):
         yield from leaves(value.state_dict(), name)
     elif isinstance(value, Mapping):
@@ -93,9 +115,10 @@ def leaves(value: Any, name: str) -> Iterator[Leaf]:
 
 
 def _tensor_text(tensor: Tensor) -> str:
+    if not _readable(tensor):
+        return f"{type(tensor).__name__} {_kind(tensor)}"
     flat = tensor.detach().reshape(-1)
     if flat.numel() <= 8:
         return str(tensor.detach().tolist())
-    if tensor.dtype.is_complex or tensor.dtype == torch.bool:
-        return f"{list(tensor.shape)}"
-    return f"{list(tensor.shape)} of mean {float(flat.double().mean()):.9g}"
+    mean = flat.to(torch.cdouble if tensor.dtype.is_complex else torch.double).mean()
+    return f"{list(tensor.shape)} of mean {mean:.9g}"

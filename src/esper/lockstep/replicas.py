@@ -26,7 +26,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from esper.lockstep import watching
 from esper.lockstep.audits import Audits
-from esper.lockstep.fingerprints import ends_of, leaves, running_digests, stable_digest, tensor_digest
+from esper.lockstep.fingerprints import (
+    Leaf,
+    ends_of,
+    leaves,
+    running_digests,
+    stable_digest,
+    tensor_digest,
+)
 from esper.lockstep.groups import Groups, patch
 from esper.lockstep.recorder import GroupRecord, Recorder
 
@@ -72,7 +79,7 @@ class _Trained:
             return digests
         values, total = [], 0
         for one in self.tensors:
-            total = (total * 3 + (tensor_digest(one) if one.device.type != "meta" else 0)) & _MASK
+            total = (total * 3 + tensor_digest(one)) & _MASK
             values.append(total)
         return values
 
@@ -261,7 +268,7 @@ class Replicas:
     def _audit_values(
         self, record: GroupRecord, source: str, what: str, named: Mapping[str, Any], site: int
     ) -> None:
-        found = [leaf for name, value in named.items() for leaf in leaves(value, name)]
+        found = [leaf for name, value in named.items() for leaf in _leaves(value, name)]
         values, total = [], 0
         for leaf in found:
             total = (total * 3 + leaf.digest) & _MASK
@@ -293,6 +300,14 @@ class Replicas:
             values[-1],
             site,
         )
+
+
+def _leaves(value: Any, name: str) -> list[Leaf]:
+    try:
+        return list(leaves(value, name))
+    except Exception as error:  # noqa: BLE001  the user's state_dict must not end the program it only watches
+        text = f"{type(error).__name__}: {error}"
+        return [Leaf(name, stable_digest(type(error).__name__), text)]
 
 
 def _has_hook(ddp: DistributedDataParallel) -> bool:
