@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from esper.lockstep.entry import Entry
 from esper.lockstep.finding import Finding, Patience, in_collective
-from esper.lockstep.matching import Wait
+from esper.lockstep.mailbox import Wait
 from esper.lockstep.needs import certain
 from esper.lockstep.view import View
+
+ANY = -1  # peer of a receive from any source
 
 
 @dataclass(frozen=True)
 class Need:
-    """One wait that a rank's thread is in: it can't end without all of `peers`."""
+    """One wait that a rank's thread is in: it can't end without all of `peers`, or one where `any_of`."""
 
     entry: Entry
     peers: set[int]
+    any_of: bool = False
+
+    def held_by(self, ranks: Collection[int], gone: Collection[int] = ()) -> bool:
+        """Whether it can't end for as long as those `ranks` can't go on."""
+        if not self.any_of:
+            return any(peer in ranks for peer in self.peers)
+        return bool(self.peers) and all(peer in ranks or peer in gone for peer in self.peers)
 
 
 def needs_of(view: View, waits: Sequence[Wait]) -> list[Need]:
@@ -31,7 +40,7 @@ def needs_of(view: View, waits: Sequence[Wait]) -> list[Need]:
     # An op from C++ counts from its issue, though its thread may have gone on to a wait that is seen.
     seen = {wait.entry.thread for wait in blocked if not wait.entry.native}
     return [
-        Need(wait.entry, set(certain(wait, _members(view, wait.entry))))
+        Need(wait.entry, set(certain(wait, _members(view, wait.entry))), wait.any_of)
         for wait in blocked
         if not wait.entry.native or wait.entry.thread not in seen
     ]
@@ -48,15 +57,18 @@ def cycles(view: View, waits: dict[int, list[Wait]], now: float, patience: Patie
     for rank, ones in waits.items():
         if not view.ranks[rank].left and (need := needs_of(view, ones)):
             needs[rank] = need
+    left = {seen.rank for seen in view.ranks if seen.left}
     while True:
         # A rank one of whose threads waits for somebody who may yet come is free again then.
-        free = [rank for rank, ones in needs.items() if not all(one.peers & needs.keys() for one in ones)]
+        free = [
+            rank for rank, ones in needs.items() if not all(one.held_by(needs.keys(), left) for one in ones)
+        ]
         free = free or [rank for rank, ones in needs.items() if not asleep(view, ones)]
         if not free:
             break
         for rank in free:
             del needs[rank]
-    edges = {rank: {peer for one in ones for peer in one.peers} for rank, ones in needs.items()}
+    edges = {rank: {peer for one in ones for peer in one.peers} - left for rank, ones in needs.items()}
     circle = [rank for rank in edges if _reaches(edges, rank, rank)]
     if not circle:
         return []
@@ -98,7 +110,12 @@ def cycles(view: View, waits: dict[int, list[Wait]], now: float, patience: Patie
 def _misled(view: View, current: dict[int, Entry]) -> list[int]:
     """Ranks in a send or receive that name one peer while another names them; all in it where nobody does."""
     named = {rank: _peer(view, entry) for rank, entry in current.items() if entry.group.startswith("p2p:")}
-    misled = [rank for rank, peer in named.items() if rank in named.values() and named.get(peer) != rank]
+    misled = [
+        rank
+        for rank, peer in named.items()
+        # Who takes any source names nobody, and is whose peer anybody may be.
+        if rank in named.values() and peer != ANY and named.get(peer) not in (rank, ANY)
+    ]
     # A ring of sends and receives has no culprit; with a collective in it, the majority decides as elsewhere.
     return sorted(misled or (named if len(named) == len(current) else []))
 
@@ -108,8 +125,8 @@ def _wants(view: View, entry: Entry, ranks: list[int]) -> bool:
 
 
 def _peer(view: View, entry: Entry) -> int:
-    """The global rank of a send's or receive's peer."""
-    return _members(view, entry)[entry.peer]
+    """The global rank of a send's or receive's peer, or ANY."""
+    return ANY if entry.peer < 0 else _members(view, entry)[entry.peer]
 
 
 def _members(view: View, entry: Entry) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from esper.lockstep.entry import Entry, Flag, Kind
 from esper.lockstep.finding import Finding, Where, joined
-from esper.lockstep.matching import Wait
+from esper.lockstep.mailbox import Wait
 from esper.lockstep.view import View
 
 SIGABRT = -6
@@ -24,6 +24,9 @@ def gone(
     for rank_waits in waits.values():
         for wait in rank_waits:
             group = wait.entry.group.removeprefix("p2p:")
+            last_left = _last_left(view, waits, wait, group, excuse=excuse) if wait.any_of else 0.0
+            if last_left is None:
+                continue
             for rank in wait.lacks:
                 key = (wait.entry.group, wait.entry.sequence, rank)
                 if not wait.sure or rank in undecided or key in findings:
@@ -37,11 +40,20 @@ def gone(
                 )
                 if not waiting:
                     continue
-                since = max(at, min(entry.issued for entry in waiting))
+                since = max(at, last_left, min(entry.issued for entry in waiting))
                 findings[key] = Finding(
                     kind, since, wait.entry.group, wait.entry.sequence, waiting, {rank: where}
                 )
     return [one for one in joined(list(findings.values())) if not _more_may_leave(view, one, now)]
+
+
+def _last_left(
+    view: View, waits: dict[int, list[Wait]], wait: Wait, group: str, *, excuse: bool
+) -> float | None:
+    """When the last of those left of whom one would be enough; None while there is one."""
+    ends = [terminal(view, waits, rank, group, excuse=excuse) for rank in wait.lacks]
+    times = [end[1] for end in ends if end is not None]
+    return max(times) if len(times) == len(ends) else None
 
 
 def _more_may_leave(view: View, finding: Finding, now: float) -> bool:
@@ -86,7 +98,7 @@ def terminal(
         at = Where("raised" if error else "running", "destroy_process_group", destroyed.site, detail=error)
         ends.append((destroyed, kind, at))
     if over is not None:
-        ends.append((over, "missing", Where("exited", site=last, detail="its program is over")))
+        ends.append((over, "missing", Where("exited", site=last, detail="the program ended")))
     if ends:
         entry, kind, where = min(ends, key=lambda end: end[0].issued)
         return None if excuse and _brought_down(view, waits, entry) else (kind, entry.issued, where)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from esper.lockstep.entry import Entry, Flag
-
-Refresh = Callable[[Entry], Entry | None]
-
-# Sends to a receiver from any source are never known to be matched; more than this are forgotten.
-_MOST_UNCERTAIN = 64
+from esper.lockstep.mailbox import Mailbox, Refresh, Wait
 
 
 class Signature(NamedTuple):
@@ -71,17 +66,6 @@ class Slot:
         return sorted(by_signature.values(), key=len, reverse=True)
 
 
-class Wait(NamedTuple):
-    """An entry that its rank waits in, and the ranks whose coming it still lacks.
-
-    `sure` is False where one of them may have come unseen: nothing can be proved from such a wait.
-    """
-
-    entry: Entry
-    lacks: tuple[int, ...]
-    sure: bool = True
-
-
 class Matching:
     """All that is not yet settled: slots that lack a member or whose members contradict each other."""
 
@@ -90,8 +74,7 @@ class Matching:
         self._slots: dict[str, dict[int, Slot]] = {}
         self._early: dict[str, list[Entry]] = {}
         self._settled: dict[str, Slot] = {}
-        self._channels: dict[tuple[str, int, int, int], tuple[deque[Entry], deque[Entry]]] = {}
-        self._any_source: dict[tuple[str, int], deque[Entry]] = {}
+        self._mailboxes: dict[tuple[str, int, int], Mailbox] = {}  # by group, receiver and tag
         self._expected: dict[tuple[str, int], int] = {}
         self._holes: dict[str, list[tuple[int, int, int]]] = {}
         self._unread: set[int] = set()
@@ -182,23 +165,18 @@ class Matching:
                 self._settle(slot)
 
     def _add_point_to_point(self, entry: Entry, members: tuple[int, ...]) -> None:
-        if not 0 <= entry.peer < len(members):
-            # From any source: an OR over senders, which this matching does not decide.
-            self._any_source.setdefault((entry.group, entry.rank), deque(maxlen=_MOST_UNCERTAIN)).append(
-                entry
-            )
-            return
-        peer, tag = members[entry.peer], entry.detail.get("tag", 0)
-        sent = entry.op == "send"
-        ends = (entry.rank, peer) if sent else (peer, entry.rank)
-        sends, receives = self._channels.setdefault((entry.group, *ends, tag), (deque(), deque()))
-        mine, theirs = (sends, receives) if sent else (receives, sends)
-        if theirs:
-            theirs.popleft()
+        peer = members[entry.peer] if 0 <= entry.peer < len(members) else None
+        sent = entry.op == "send" and peer is not None
+        target = peer if sent and peer is not None else entry.rank
+        place = (entry.group, target, entry.detail.get("tag", 0))
+        mailbox = self._mailboxes.get(place)
+        if mailbox is None:
+            others = tuple(rank for rank in members if rank != target)
+            mailbox = self._mailboxes[place] = Mailbox(target, others)
+        if sent:
+            mailbox.send(entry.rank, entry)
         else:
-            mine.append(entry)
-            if len(mine) > _MOST_UNCERTAIN and (entry.group, ends[1]) in self._any_source:
-                mine.popleft()
+            mailbox.receive(peer, entry)
 
     def open(self) -> Iterator[Slot]:
         """Per group the open slots, lowest sequence first."""
@@ -223,27 +201,22 @@ class Matching:
         """
         found: dict[int, list[Wait]] = {}
 
-        def take(entry: Entry, lacks: tuple[int, ...], *, sure: bool = True) -> None:
-            fresh = refresh(entry)
-            if lacks and fresh is not None and fresh.waited():
-                found.setdefault(fresh.rank, []).append(Wait(fresh, lacks, sure))
+        def take(wait: Wait) -> None:
+            fresh = refresh(wait.entry)
+            if wait.lacks and fresh is not None and fresh.waited():
+                found.setdefault(fresh.rank, []).append(wait._replace(entry=fresh))
+
+        def readable(rank: int) -> bool:
+            return rank not in self._unread
 
         for slot in self.open():
             absent = tuple(slot.absent)
-            sure = self._unread.isdisjoint(absent)
+            sure = all(readable(rank) for rank in absent)
             for entry in slot.entries.values() if absent else ():
-                take(entry, _needed(entry, absent), sure=sure)
-        for (group, source, target, _), (sends, receives) in self._channels.items():
-            # An earlier receive from any source may have taken a send.
-            sure = self._unread.isdisjoint((source, target)) and (group, target) not in self._any_source
-            for entry in sends:
-                take(entry, (target,), sure=sure)
-            for entry in receives:
-                take(entry, (source,), sure=sure)
-        for (group, rank), received in self._any_source.items():
-            others = tuple(one for one in self.members(group.removeprefix("p2p:")) if one != rank)
-            for entry in received:
-                take(entry, others, sure=False)
+                take(Wait(entry, _needed(entry, absent), sure))
+        for mailbox in self._mailboxes.values():
+            for wait in mailbox.waits(refresh, readable):
+                take(wait)
         return found
 
 

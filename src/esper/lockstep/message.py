@@ -72,6 +72,11 @@ def _headline(finding: Finding) -> str:
     compares = finding.kind in ("mismatch", "order")
     awaited = f"{_call(first)}{tensor_text(first, full=compares)}" if first else "a collective"
     verb = _ENDED.get(finding.kind)
+    if finding.kind == "missing" and first is not None and first.group.startswith("p2p:"):
+        did = "never sent what" if first.op == "recv" else "never received what"
+        return (
+            f"{guilty} {did} rank {first.rank} {'waits for' if first.op == 'recv' else 'sends'} in {awaited}"
+        )
     if finding.kind == "missing" and len(finding.guilty) > len(finding.waiting) == 1 and first is not None:
         # Who left early and who made a call too many look alike: both are said.
         return f"{guilty} never entered {awaited}, in which rank {first.rank} waits alone"

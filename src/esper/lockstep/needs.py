@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from esper.lockstep.matching import Wait
+from esper.lockstep.mailbox import Wait
 
 # The result on every rank depends on every rank's input.
 _ALL_TO_ALL = {

@@ -12,7 +12,8 @@ from esper.lockstep.drift import model_subject, replica_findings
 from esper.lockstep.entry import Flag
 from esper.lockstep.finding import Finding, Patience, in_collective
 from esper.lockstep.gone import gone
-from esper.lockstep.matching import Slot, Wait, signature
+from esper.lockstep.mailbox import Wait
+from esper.lockstep.matching import Slot, signature
 from esper.lockstep.suspicion import suspects, unexplained
 from esper.lockstep.view import View
 
@@ -95,7 +96,7 @@ def _cannot_come(view: View, waits: dict[int, list[Wait]], rank: int, parties: s
     if view.ranks[rank].left:
         return True
     needs = needs_of(view, waits.get(rank, ()))
-    return bool(needs) and all(one.peers & parties for one in needs) and asleep(view, needs)
+    return bool(needs) and all(one.held_by(parties) for one in needs) and asleep(view, needs)
 
 
 def _mismatch(view: View, slot: Slot, sides: list[list[int]], since: float) -> Finding:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from esper.lockstep.entry import Entry
 from esper.lockstep.finding import Finding, Patience, Where, in_collective, joined
 from esper.lockstep.gone import NOTICED_WITHIN, SIGABRT, gone, terminal
-from esper.lockstep.matching import Wait
+from esper.lockstep.mailbox import Wait
 from esper.lockstep.view import View
 
 

@@ -8,7 +8,8 @@ from typing import Protocol
 
 from esper.lockstep.auditbook import AuditBook
 from esper.lockstep.entry import Entry, Kind, Times
-from esper.lockstep.matching import Matching, Wait
+from esper.lockstep.mailbox import Wait
+from esper.lockstep.matching import Matching
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,67 @@ def test_a_send_to_a_receiver_from_any_source_is_no_proof() -> None:
     assert story.found() is None
 
 
+def test_a_receiver_from_any_source_waits_for_one_of_the_others() -> None:
+    story = Story(3)
+    story.point(0, "recv", -1)
+    story.point(1, "recv", 0)
+    assert story.found() is None  # rank 2 may send
+    story.point(2, "recv", 0)
+    assert story.found() == ("peer", [0, 1, 2])
+
+
+def test_a_receiver_from_any_source_waits_no_more_when_all_the_others_are_gone() -> None:
+    story = Story(3)
+    story.point(0, "recv", -1)
+    story.point(1, "recv", 0)
+    story.ends_program(2)
+    assert story.found() == ("peer", [0, 1])
+    story = Story(3)
+    story.point(0, "recv", -1)
+    story.ends_program(1)
+    assert story.found(later=1.0) is None
+    story.ends_program(2)
+    finding = story.prove()
+    assert finding is not None
+    assert (finding.kind, sorted(finding.guilty)) == ("missing", [1, 2])
+    assert story.now - finding.since < 0.1
+
+
+def test_a_message_that_is_left_may_be_what_a_receiver_from_any_source_takes() -> None:
+    story = Story(3)
+    story.point(1, "send", 0, flags=ASYNC)
+    story.come_back(story.point(0, "recv", -1))
+    story.point(2, "send", 0, flags=ASYNC)
+    story.point(0, "recv", -1)
+    story.ends_program(1)
+    story.ends_program(2)
+    assert story.found() is None
+    story.point(0, "recv", -1)  # one message, two that wait: who of them has it is open
+    assert story.found() is None
+
+
+def test_named_receives_beside_those_from_any_source() -> None:
+    story = Story(2)
+    for _ in range(2):
+        story.point(1, "send", 0, flags=ASYNC)
+    story.come_back(story.point(0, "recv", 1), story.point(0, "recv", -1))
+    story.point(0, "recv", 1)
+    story.point(1, "recv", 0)
+    assert story.found() == ("peer", [0, 1])
+
+
+def test_a_send_that_no_receive_from_any_source_took() -> None:
+    story = Story(3)
+    story.point(1, "send", 0)
+    story.come_back(story.point(0, "recv", -1))
+    story.ends_program(0)
+    assert story.found() is None  # the sender's return is not stamped yet
+    story.point(2, "send", 0)
+    assert story.found() is None  # one of the two, and which is not to be known
+    story.come_back(*(wait.entry for wait in story.view.waits()[1]))
+    assert story.found() == ("missing", [0])
+
+
 @pytest.mark.parametrize(
     ("op", "root", "proved"),
     [
