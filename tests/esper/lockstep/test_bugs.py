@@ -36,7 +36,7 @@ _QUICK = (
     "22_ring_sends_to_the_wrong_neighbour",
     "31_two_against_one_in_two_groups",
     "45_the_best_rank_by_its_own_account",
-    "50_a_scaler_skips_the_step",
+    "69_not_waited_for",
 )
 
 
