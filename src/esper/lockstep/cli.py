@@ -4,17 +4,43 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, run, print the sentence, exit: 0 clean, 3 diverged, 2 wrong usage, otherwise the script's own
-    status.
+    """Parse, run, print the sentence, exit: 0 clean, 3 diverged, 4 inconclusive, 2 wrong usage, otherwise the
+    script's own status.
     """
+    options = _options(arguments)
+    _hold_standard_streams()
+
+    from esper.lockstep.launch import run
+
+    # A signal that ends this process ends the ranks and removes the ledgers first.
+    for number in _ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _leave)
+    report, status = run(options.command, options.nproc, options.patience, _tell)
+    for diagnosis in report.diagnoses:
+        _tell(diagnosis.message)
+    if options.report is not None:
+        try:
+            options.report.write_text(json.dumps(report.to_json(), indent=1) + "\n")
+        except OSError as error:
+            _tell(f"--report {str(options.report)!r} is not written: {error.strerror}")
+    sys.exit(status)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What was asked for; ends the process with a sentence where it can't be."""
     parser = argparse.ArgumentParser(prog="python -m esper.lockstep")
     commands = parser.add_subparsers(dest="command", required=True)
     run_parser = commands.add_parser("run", help="run an env:// script on N ranks and name what would hang")
@@ -36,37 +62,51 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = [word for index, word in enumerate(options.script) if index or word != "--"]
     if not command:
         run_parser.error("no script: python -m esper.lockstep run --nproc 4 -- train.py")
-    if not Path(command[0]).is_file():
-        run_parser.error(f"script {command[0]!r} is no file; give the path of a Python script")
+    if (reason := _unreadable(command[0])) is not None:
+        run_parser.error(f"script {command[0]!r} {reason}; give the path of a Python script")
     if options.nproc < 1:
         run_parser.error(f"--nproc={options.nproc} must be an integer >= 1")
     if not options.patience > 0:
         run_parser.error(f"--patience={options.patience} must be a number of seconds > 0")
     if options.report is not None:
         try:
-            options.report.touch()  # before an hour of training, not after it
+            # Before an hour of training, not after it; and no earlier run's report is taken for this one's.
+            options.report.open("w").close()
         except OSError as error:
             run_parser.error(f"--report {str(options.report)!r}: {error.strerror}")
+    options.command = command
+    return options
 
-    from esper.lockstep.launch import run
 
-    # A signal that ends this process ends the ranks and removes the ledgers first.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, _leave)
-    report, status = run(command, options.nproc, options.patience, _tell)
-    for diagnosis in report.diagnoses:
-        _tell(diagnosis.message)
-    if options.report is not None:
-        options.report.write_text(json.dumps(report.to_json(), indent=1) + "\n")
-    sys.exit(status)
+def _unreadable(script: str) -> str | None:
+    """Why this can't be run; None where it can."""
+    try:
+        if not Path(script).is_file():
+            return "is no file"
+        with open(script, "rb"):
+            return None
+    except OSError as error:
+        return f"can't be read ({error.strerror})"
+
+
+def _hold_standard_streams() -> None:
+    """Open those that are closed, on nothing. A rank's string table once took their number, and what the
+    program wrote went there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)
+    for other in _ENDING:  # an impatient second one must not break off what the first began
+        signal.signal(other, signal.SIG_IGN)
     sys.exit(128 + number)
 
 
 def _tell(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    # Past Python's stream: a reader that has gone (`2>&1 | head`) must change neither verdict nor status.
+    with suppress(OSError):
+        os.write(2, (text + "\n").encode(errors="backslashreplace"))

@@ -71,3 +71,15 @@ class InterceptionUnavailable(RuntimeError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.hook, self.version)
+
+
+class StartError(RuntimeError):
+    """A run that can't begin, through no fault of its script: `what` could not be had, `reason` says why."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(f"{what}: {reason}")
+        self.what = what
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.what, self.reason)

@@ -12,25 +12,33 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
-from esper.lockstep.diagnosis import Report
+from esper.lockstep.diagnosis import Report, ranks_text
+from esper.lockstep.entry import State
+from esper.lockstep.errors import StartError
 from esper.lockstep.finding import Patience
 from esper.lockstep.frames import INTERNAL
+from esper.lockstep.reader import LedgerReader
 from esper.lockstep.supervisor import Supervisor
 from esper.lockstep.view import RankView
 
 _POLL = 0.004
 INCONCLUSIVE = 4
 _SOFT_END = 0.1
+_ALL_IS_WELL = b"."
 
 
 @contextmanager
 def run_directory() -> Iterator[Path]:
     """A private directory for the ledgers, in memory where there is /dev/shm; removed afterwards."""
     base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    path = Path(tempfile.mkdtemp(prefix="lockstep.", dir=base))
+    try:
+        path = Path(tempfile.mkdtemp(prefix="lockstep.", dir=base))
+    except OSError as error:
+        raise StartError(f"a folder for the ledgers in {base}", error.strerror or str(error)) from error
     try:
         yield path
     finally:
@@ -43,16 +51,30 @@ def run(
     """Run `command` (script and arguments) on `world_size` ranks; the report, and the exit status for the
     shell.
     """
-    with run_directory() as run_dir, listening_socket() as listener:
+    try:
+        with run_directory() as run_dir, keeper(run_dir) as keep, listening_socket() as listener:
+            return _run(command, world_size, patience, show, run_dir, listener, keep)
+    except StartError as error:
+        show(f"inconclusive: {error}")
+        return Report("inconclusive", (), ()), INCONCLUSIVE
+
+
+def _run(
+    command: Sequence[str],
+    world_size: int,
+    patience: float,
+    show: Callable[[str], None],
+    run_dir: Path,
+    listener: socket.socket,
+    keep: Callable[[int], None],
+) -> tuple[Report, int]:
+    processes: list[subprocess.Popen[bytes]] = []
+    store = None
+    try:
         port = listener.getsockname()[1]
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "esper.lockstep.rank", str(run_dir), *command],
-                env=_environment(rank, world_size, port),
-                process_group=0,
-            )
-            for rank in range(world_size)
-        ]
+        for rank in range(world_size):
+            processes.append(_start(command, run_dir, _environment(rank, world_size, port)))
+            keep(processes[-1].pid)
         supervisor = Supervisor(
             run_dir,
             [process.pid for process in processes],
@@ -60,16 +82,81 @@ def run(
             internal=INTERNAL,
             show=show,
         )
-        store = serve_store(listener, world_size)
         try:
-            _watch(supervisor, processes)
-        finally:
-            end_all(processes)
-            del store
-        for rank, process in enumerate(processes):
-            if supervisor.view.ranks[rank].ended is None:
-                supervisor.ended(rank, process.returncode)
-        return _outcome(supervisor)
+            store = serve_store(listener, world_size)
+        except (ImportError, RuntimeError) as error:
+            raise StartError("the job's store", str(error)) from error
+        never_began = _watch(supervisor, processes, patience, show)
+    finally:
+        end_all(processes)
+        del store
+    for rank, process in enumerate(processes):
+        if supervisor.view.ranks[rank].ended is None:
+            supervisor.ended(rank, process.returncode)
+    if never_began is not None:
+        code = processes[never_began].returncode
+        how = f"by signal {-code}" if code < 0 else f"with status {code}"
+        show(f"inconclusive: rank {never_began} ended {how} before its script began")
+        return supervisor.report("inconclusive"), INCONCLUSIVE
+    return _outcome(supervisor, show)
+
+
+def _start(command: Sequence[str], run_dir: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "esper.lockstep.rank", str(run_dir), *command],
+            env=environment,
+            process_group=0,
+        )
+    except OSError as error:
+        raise StartError(f"rank {environment['RANK']}", error.strerror or str(error)) from error
+
+
+@contextmanager
+def keeper(run_dir: Path) -> Iterator[Callable[[int], None]]:
+    """A child that sees this process killed, by the end of a pipe: it ends the process groups that it was
+    told of, and removes the ledgers.
+
+    The ranks die by themselves then, but not the children that they have.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writing)
+        _keep(reading, run_dir)
+
+    def tell(text: bytes) -> None:
+        with suppress(OSError):  # killed itself: then there is nobody to tell
+            os.write(writing, text)
+
+    os.close(reading)
+    try:
+        yield lambda group: tell(b"%d\n" % group)
+        tell(_ALL_IS_WELL)
+    finally:
+        os.close(writing)
+        with suppress(ChildProcessError):  # reaped by the kernel where SIGCHLD is ignored
+            os.waitpid(child, 0)
+
+
+def _keep(reading: int, run_dir: Path) -> NoReturn:
+    try:
+        os.setsid()  # no Ctrl-C, and no signal to its parent's group, is for it
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        os.dup2(reading, 0)
+        os.closerange(
+            1, os.sysconf("SC_OPEN_MAX")
+        )  # who waits for the end of our output must not wait for it
+        told = b""
+        while part := os.read(0, 1 << 16):
+            told += part
+        if not told.endswith(_ALL_IS_WELL):
+            for group in told.split():
+                _signal_group(int(group), signal.SIGKILL)
+            shutil.rmtree(run_dir, ignore_errors=True)
+    finally:
+        os._exit(0)
 
 
 @contextmanager
@@ -99,21 +186,66 @@ def serve_store(listener: socket.socket, world_size: int) -> object:
     )
 
 
-def _watch(supervisor: Supervisor, processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Poll until a diagnosis or until every rank has ended."""
-    with selectors.DefaultSelector() as selector:
+def _watch(
+    supervisor: Supervisor,
+    processes: Sequence[subprocess.Popen[bytes]],
+    patience: float,
+    show: Callable[[str], None],
+) -> int | None:
+    """Poll until a diagnosis or until every rank has ended; or until one ends whose script never began, and
+    return which.
+    """
+    after = _AfterAFailure(supervisor, patience)
+    with selectors.DefaultSelector() as selector, ExitStack() as open_ones:
         for rank, process in enumerate(processes):
-            selector.register(os.pidfd_open(process.pid), selectors.EVENT_READ, rank)
+            try:
+                watch = os.pidfd_open(process.pid)
+            except OSError as error:  # more ranks than this process may have files
+                raise StartError(f"a watch on rank {rank}", error.strerror or str(error)) from error
+            open_ones.callback(os.close, watch)
+            selector.register(watch, selectors.EVENT_READ, rank)
         while selector.get_map():
             for key, _ in selector.select(_POLL):
                 selector.unregister(key.fd)
-                os.close(key.fd)
-                supervisor.ended(key.data, processes[key.data].wait())
+                rank = int(key.data)
+                supervisor.ended(rank, processes[rank].wait())
+                if LedgerReader(supervisor.run_dir, rank).state() is State.STARTING:
+                    return rank
             if supervisor.poll() is not None:
-                for key in list(selector.get_map().values()):
-                    os.close(key.fd)
-                return
+                return None
+            if (said := after.nothing_moves(time.monotonic())) is not None:
+                show(said)
+                return None
         supervisor.poll(final=True)
+        return None
+
+
+class _AfterAFailure:
+    """A failed run whose other ranks do nothing that is seen: they may wait for the one that failed in a
+    store, or in a call that all had entered before it failed on one.
+    """
+
+    def __init__(self, supervisor: Supervisor, patience: float) -> None:
+        self._ranks, self._patience = supervisor.view.ranks, patience
+        self._seen: list[object] = []
+        self._since = 0.0
+
+    def nothing_moves(self, now: float) -> str | None:
+        """What to say when a rank has failed and no record has come, and no rank ended, for the patience."""
+        failed = [seen for seen in self._ranks if seen.ended is not None and seen.ended.code]
+        if not failed:
+            return None
+        seen: list[object] = [(seen.last, seen.ended) for seen in self._ranks]
+        if seen != self._seen:
+            self._seen, self._since = seen, now
+            return None
+        if now - self._since <= self._patience:
+            return None
+        living = ranks_text(seen.rank for seen in self._ranks if seen.ended is None)
+        return (
+            f"{ranks_text(seen.rank for seen in failed)} failed, and nothing was heard of {living} for "
+            f"{self._patience:g} s since: ended"
+        )
 
 
 def end_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -136,17 +268,17 @@ def _signal_group(group: int, number: signal.Signals) -> None:
         os.killpg(group, number)
 
 
-def _outcome(supervisor: Supervisor) -> tuple[Report, int]:
+def _outcome(supervisor: Supervisor, show: Callable[[str], None]) -> tuple[Report, int]:
     codes = [
         seen.ended.code if seen.ended else 0
-        for seen in supervisor.view.ranks
+        for seen in sorted(supervisor.view.ranks, key=lambda seen: seen.ended.at if seen.ended else 0.0)
         if not _aborted_after_its_end(seen)
     ]
     failed = next((code for code in codes if code), 0)
     if supervisor.diagnosis is not None:
         return supervisor.report("diverged"), 3
     if supervisor.broken is not None:
-        sys.stderr.write(f"inconclusive: lockstep itself failed\n{supervisor.broken}")
+        show(f"inconclusive: lockstep itself failed\n{supervisor.broken.rstrip()}")
         status = failed if failed > 0 else 128 - failed
         return supervisor.report("inconclusive"), status if failed else INCONCLUSIVE
     if failed:

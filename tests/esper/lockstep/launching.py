@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -68,15 +69,21 @@ def launch(folder: Path, body: str, *arguments: str, nproc: int = 2, patience: f
     return Outcome(done.returncode, document, done.stderr, script)
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """`python -m esper.lockstep run ...`; fails when a process that it started outlives it."""
-    with started(*arguments) as process:
+def command(
+    *arguments: str, prepare: Callable[[], object] | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`python -m esper.lockstep run ...`; fails when a process that it started outlives it. `prepare` is
+    called in its process before it begins.
+    """
+    with started(*arguments, prepare=prepare, **environment) as process:
         out, err = process.communicate(timeout=60)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @contextmanager
-def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+def started(
+    *arguments: str, prepare: Callable[[], object] | None = None, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
     """The same under way; when the block is left it has ended, and its ranks with it."""
     token = uuid.uuid4().hex
     with subprocess.Popen(
@@ -84,13 +91,18 @@ def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, _MARK: token, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, _MARK: token, "OMP_NUM_THREADS": "1", **environment},
+        preexec_fn=prepare,  # noqa: PLW1509  nothing but system calls
     ) as process:
         try:
             yield process
         finally:
             process.kill()
-    assert _processes_with(f"{_MARK}={token}".encode()) == []
+    # Who ends in its parent's stead, because that was killed, may do so a moment later.
+    end = time.monotonic() + 5.0
+    while (left := _processes_with(f"{_MARK}={token}".encode())) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert left == []
 
 
 def _processes_with(variable: bytes) -> list[str]:

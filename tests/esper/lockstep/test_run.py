@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -254,6 +255,39 @@ def test_a_signal_ends_the_ranks_and_leaves_no_file(tmp_path: Path, number: sign
 
 
 @pytest.mark.parametrize(
+    "numbers",
+    [
+        (signal.SIGKILL,),
+        pytest.param((signal.SIGINT, signal.SIGTERM, signal.SIGINT), marks=pytest.mark.stress),
+    ],
+)
+def test_however_it_is_ended_nobody_and_nothing_stays(tmp_path: Path, numbers: tuple[int, ...]) -> None:
+    """The ranks take no SIGTERM, and have children; `started` sees whether one of them is left."""
+    script, up = tmp_path / "program.py", tmp_path / "up"
+    os.mkfifo(up)
+    script.write_text(
+        "import os, signal, subprocess, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "child = subprocess.Popen(['sleep', '60'])\n"
+        "words = open('/proc/self/cmdline').read().split('\\0')\n"
+        "if os.environ['RANK'] == '0':\n"
+        f"    open({str(up)!r}, 'w').write(words[3])\n"
+        "time.sleep(60)\n"
+    )
+    with started("--nproc", "2", "--", str(script)) as process:
+        ledgers = Path(up.read_text())
+        assert (ledgers / "rank0.ledger").is_file()
+        for number in numbers:
+            process.send_signal(number)
+        process.communicate(timeout=20)
+    assert process.returncode == (-9 if numbers == (signal.SIGKILL,) else 128 + process.returncode % 128)
+    end = time.monotonic() + 5.0
+    while ledgers.exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--nproc", "2"], "no script: "),
@@ -273,6 +307,13 @@ def test_a_signal_ends_the_ranks_and_leaves_no_file(tmp_path: Path, number: sign
             ["--nproc", "2", "--report", "/none/r.json", "--", __file__],
             "--report '/none/r.json': No such file or directory",
         ),
+        (["--nproc", "-1", "--", __file__], "--nproc=-1 must be an integer >= 1"),
+        (["--nproc", "2.5", "--", __file__], "argument --nproc: invalid int value: '2.5'"),
+        (["--nproc", "2", "--", ""], "script '' is no file; give the path of a Python script"),
+        (["--nproc", "2", "--", "x" * 5000], "can't be read (File name too long)"),
+        (["--nproc", "2", "--report", "/", "--", __file__], "--report '/': Is a directory"),
+        (["--nproc", "2", "--report", "/proc/r", "--", __file__], "--report '/proc/r': No such file"),
+        (["--bogus", "--nproc", "2", "--", __file__], "unrecognized arguments: --bogus"),
         ([], "the following arguments are required: --nproc"),
     ],
 )
