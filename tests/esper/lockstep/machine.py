@@ -205,6 +205,17 @@ def entered(run: Run, state: State) -> Iterator[At]:
                     yield rank, thread, index
 
 
+def waits(state: State) -> list[At]:
+    """The calls that living ranks wait in."""
+    return [
+        (rank, thread, seen.waits_in)
+        for rank, at in enumerate(state.ranks)
+        if not (at.gone or at.stopped)
+        for thread, seen in enumerate(at.threads)
+        if seen.waits_in is not None
+    ]
+
+
 def meetings(run: Run, state: State) -> list[tuple[At, At]]:
     """A send and a receive each that may meet now."""
     sends: dict[object, At] = {}

@@ -31,7 +31,7 @@ from typing import Any
 import pytest
 
 from tests.esper.lockstep.launching import command
-from tests.esper.lockstep.machine import ANY, Await, Issue, Run, State, entered, place_of, standstills
+from tests.esper.lockstep.machine import ANY, Await, Issue, Run, State, entered, place_of, standstills, waits
 from tests.esper.lockstep.random_programs import Faulty, Kinds, always_completes, faulty, healthy, verdict
 
 HERE = Path(__file__).parent
@@ -144,12 +144,7 @@ def _ends(run: Run, eager: bool) -> set[State]:
 
 def _guilt(fault: Faulty, end: State) -> str:
     run, places = fault.run, list(entered(fault.run, end))
-    waiting = [
-        run.call((rank, thread, seen.waits_in))
-        for rank, at in enumerate(end.ranks)
-        for thread, seen in enumerate(at.threads)
-        if seen.waits_in is not None
-    ]
+    waiting = [run.call(place) for place in waits(end)]
     if any(call.peer == ANY or (call.peer != -1 and not fault.ends) for call in waiting):
         return "open"
     if fault.ends:
