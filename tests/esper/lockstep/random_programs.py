@@ -32,6 +32,7 @@ HELPERS = "helpers"  # the group of the second threads
 ROOTED = ("broadcast", "reduce", "gather", "scatter")
 REDUCING = ("all_reduce", "reduce")
 PLAIN = ("all_reduce", "all_gather", "barrier")
+_SECOND = 20  # added to the mark of a second message
 OBJECTS = ("all_gather_object", "broadcast_object")
 
 
@@ -176,6 +177,14 @@ def _exchange(
     wild = kinds.any_source and random.randint(0, 2) == 0
     if any(drafts[rank].calls >= most_calls - 1 for rank in (target, *sources)):
         return
+    if len(sources) == 1 and not wild and random.randint(0, 2) == 0:
+        # Two messages under way at once, taken in the other order: the tags tell them apart.
+        first = Issue("send", group, peer=target, tag=tag, waits=False, mark=mark)
+        second = replace(first, tag=1 - tag, mark=mark + _SECOND)
+        drafts[sources[0]].instructions += [first, second]
+        for sent in (second, first):
+            drafts[target].enter(replace(sent, op="recv", peer=sources[0], waits=True))
+        return
     for source in sources:
         drafts[source].enter(Issue("send", group, peer=target, tag=tag, mark=mark))
     for source in sources:
@@ -261,29 +270,24 @@ def _other(random: Random, run: Run, rank: int, call: Issue) -> Issue | None:
         return replace(call, peer=random.choice(peers)) if peers and call.peer != ANY else None
     if call.op in OBJECTS:
         return None
-    what = random.choice(["op", "dtype", "elements", "root", "reduce_op", "group", "name"])
-    if what == "op":
-        op = random.choice([one for one in PLAIN if one != call.op])
-        reduce_op = "SUM" if op in REDUCING else ""
-        return replace(call, op=op, root=-1, reduce_op=reduce_op, native=False)
-    if what == "dtype" and call.op != "barrier":
-        return replace(call, dtype="float64")
-    if what == "elements" and call.op != "barrier":
-        return replace(call, elements=call.elements + 3)
-    if what == "root" and call.root >= 0:
-        return replace(call, root=(call.root + 1) % len(members))
-    if what == "reduce_op" and call.reduce_op:
-        return replace(call, reduce_op="MIN")
-    if what == "name" and call.name:
-        return replace(call, name="other")
-    if what == "group" and call.root < 0:
-        groups = [
-            one
-            for one in ("default", *run.groups)
-            if one not in (call.group, HELPERS) and rank in run.members(one)
+    op = random.choice([one for one in PLAIN if one != call.op])
+    others = [replace(call, op=op, root=-1, reduce_op="SUM" if op in REDUCING else "", native=False)]
+    if call.op != "barrier":
+        others += [replace(call, dtype="float64"), replace(call, elements=call.elements + 3)]
+    if call.root >= 0:
+        others += [replace(call, root=(call.root + 1) % len(members))] * 2
+    else:
+        groups = ("default", *run.groups)
+        others += [
+            replace(call, group=group)
+            for group in groups
+            if group not in (call.group, HELPERS) and rank in run.members(group)
         ]
-        return replace(call, group=random.choice(groups)) if groups else None
-    return None
+    if call.reduce_op:
+        others.append(replace(call, reduce_op="MIN"))
+    if call.name:
+        others.append(replace(call, name="other"))
+    return random.choice(others)
 
 
 _FAULTS: dict[str, Callable[[Random, Run, int], Program | None]] = {

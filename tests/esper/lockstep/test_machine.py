@@ -162,14 +162,16 @@ def names_only(rank: int) -> Callable[[Telling], None]:
 
 def names_too(rank: int) -> Callable[[Telling], None]:
     """Among those that are proved guilty is the one that is, unless a send or receive has part in it: who
-    names the wrong peer can't be told from who forgot to serve the right one.
+    names the wrong peer can't be told from who forgot to serve the right one. Nor can a call too many be told
+    from one that those left out whose program is over.
     """
 
     def check(told: Telling) -> None:
         waiting = [told.run.call(place) for place in waits(told.state)]
         finding = told.story.prove() if all(call.peer == -1 for call in waiting) else None
         if finding is not None and not finding.group.startswith("p2p:"):
-            assert rank in finding.guilty, finding
+            too_many = finding.kind == "missing" and rank in {entry.rank for entry in finding.waiting}
+            assert too_many or rank in finding.guilty, finding
 
     return check
 

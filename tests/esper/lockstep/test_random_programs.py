@@ -8,7 +8,8 @@ What is to be expected of a faulty one the reference says (`verdict`). Who is gu
 * perhaps among others, in any other contradiction or cycle of collectives: two ranks that contradict each
   other are both named, and so are all of a cycle in which nobody has a majority against him;
 * not at all where ranks wait in sends or receives: who names the wrong peer can't be told from who forgot to
-  serve the right one. Nor where it depends on the backend's buffers whether ranks wait.
+  serve the right one. Nor where it depends on the backend's buffers whether ranks wait, and a call too many
+  can't be told from one that those left out whose program is over.
 
 A rank that ends or stops while a call of its is under way in the background (`in_flight`) may take those down
 with it who have entered the same: the reference doesn't know how far the data are, so either end is right.
@@ -98,7 +99,9 @@ def judged(fault: Faulty, report: dict[str, Any]) -> str | None:
     if found == "diverged":
         if expected == "complete" and not (fault.ends and named == {fault.rank}):
             return "accused, though it comes to its end"
-        sure = guilt(fault)
+        (diagnosis,) = report["diagnoses"]
+        too_many = diagnosis["kind"] == "missing" and fault.rank in diagnosis["waiting"]["ranks"]
+        sure = "open" if too_many else guilt(fault)
         if (sure == "alone" and named != {fault.rank}) or (sure == "among" and fault.rank not in named):
             return f"{sorted(named)} named, and not {fault.rank} {sure}"
         return None
