@@ -20,17 +20,15 @@ from torch.distributed import distributed_c10d as c10d
 from esper.lockstep import tags, waiting
 from esper.lockstep.entry import Flag, Time
 from esper.lockstep.errors import InterceptionUnavailable
-from esper.lockstep.futures import Futures
 from esper.lockstep.groups import Groups, patch
 from esper.lockstep.interposer import After, Call, Interposer, Peek
-from esper.lockstep.recorder import VICTIM, GroupRecord, Recorder
+from esper.lockstep.recorder import GroupRecord, Recorder
 from esper.lockstep.replicas import Replicas
 from esper.lockstep.schemas import NOT_COLLECTIVE, OpSchema
+from esper.lockstep.works import Works, mark_victim
 
-# Works that nobody waits on are looked through when there are this many.
-_MANY_UNWAITED = 32
 _WAITED, _NATIVE, _UNWINDING = int(Flag.WAITED), int(Flag.NATIVE), int(Flag.UNWINDING)
-_FAILED, _POLLED, _OFFERED = int(Flag.FAILED), int(Flag.POLLED), int(Flag.OFFERED)
+_POLLED, _OFFERED = int(Flag.POLLED), int(Flag.OFFERED)
 
 
 class Interception:
@@ -46,11 +44,7 @@ class Interception:
         self.detached = False
         self._after: After = {}
         self._library: Any = None
-        self._works: dict[int, tuple[Any, int, bool]] = {}
-        self._most_works = _MANY_UNWAITED
-        self._original_wait: Any = None
-        self._original_poll: Any = dist.Work.is_completed
-        self.futures = Futures(recorder, lambda work: self._works.get(id(work), (None, None))[1])
+        self.works = Works(recorder, self._after)
         self._undo: list[Callable[[], None]] = []
 
     def install(self) -> None:
@@ -67,9 +61,7 @@ class Interception:
             self._library.impl(
                 overload, self._kernel(overload, OpSchema.of(schema)), "BackendSelect", with_keyset=True
             )
-        self._patch_wait()
-        self._patch_poll()
-        self.futures.install()
+        self.works.install()
         for holder, name in (
             (dist.Work, "get_future"),
             (dist.rpc, "init_rpc"),
@@ -87,19 +79,14 @@ class Interception:
     def uninstall(self) -> None:
         """Put everything back as it was."""
         tags.set_recording(False)
-        waiting.set_observer(None)
         self.replicas.uninstall()
         self.groups.uninstall()
         while self._undo:
             self._undo.pop()()
-        self.futures.uninstall()
-        if self._original_wait is not None:
-            dist.Work.wait = self._original_wait  # type: ignore[method-assign]
-            self._original_wait = None
+        self.works.uninstall()
         if self._library is not None:
             self._library._destroy()
             self._library = None
-        self._works.clear()
 
     def begin(self, name: str) -> None:
         """A new program starts on this rank: everything is counted from 0 again."""
@@ -123,7 +110,7 @@ class Interception:
         """In a forked child: stop recording, or a loader's worker that ends would be its parent's end."""
         self.detached = True
         self.recorder.detach()
-        self._works.clear()
+        self.works.known.clear()
         tags.set_recording(False)
         waiting.set_observer(None)
 
@@ -139,7 +126,7 @@ class Interception:
             value: name for name, value in dist.ReduceOp.RedOpType.__members__.items()
         }
         python_api = c10d.__file__
-        recorder, groups, works = self.recorder, self.groups, self._works
+        recorder, groups, works, known_works = self.recorder, self.groups, self.works, self.works.known
         redispatch, stamp, taken = overload.redispatch, recorder.ledger.stamp, recorder.ledger.take_flag
         getframe, handled = sys._getframe, sys.exception
         op, at_group, at_reduce, at_async, at_root, at_peer, at_tag, at_data = (
@@ -210,9 +197,9 @@ class Interception:
                 return _blocking(redispatch, keyset & below, args, stamp, number)
             if not native:
                 work = unbox_work(out[1] if schema.tensors_returned else out)
-                if len(works) >= self._most_works:
-                    self._forget_done()
-                works[id(work)] = (work, number, bool(flags & _WAITED))
+                if len(known_works) >= works.most:
+                    works.forget_done()
+                known_works[id(work)] = (work, number, bool(flags & _WAITED))
             return out
 
         return kernel
@@ -236,17 +223,8 @@ class Interception:
             flags |= Flag.REFUSED
             record.next, record.chain = record.next - 1, record.chain_before
         else:
-            _mark_victim(error)
+            mark_victim(error)
         self.recorder.ledger.stamp(number, Time.WAIT_ENDED, flags, _OFFERED)
-
-    def _forget_done(self) -> None:
-        """Let go of works that are done and were not waited for: a work keeps its tensors alive, and a
-        communication hook waits for a future instead. A later wait for one returns at once.
-        """
-        for key, (work, _, _) in list(self._works.items()):
-            if self._original_poll(work) and key not in self._after:
-                self._works.pop(key, None)
-        self._most_works = max(_MANY_UNWAITED, 2 * len(self._works))
 
     def _brings_threads(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """The same function, after which threads that nobody counts may come to run Python."""
@@ -257,81 +235,6 @@ class Interception:
             return original(*args, **kwargs)
 
         return bringing
-
-    def _patch_wait(self) -> None:
-        original: Callable[..., Any] = dist.Work.wait
-        self._original_wait = original
-        works, after, recorder, ledger = self._works, self._after, self.recorder, self.recorder.ledger
-
-        failed: set[int] = set()
-
-        def wait(work: Any, *args: Any, **kwargs: Any) -> Any:
-            known = works.get(id(work))
-            if known is None:
-                return original(work, *args, **kwargs)
-            _, number, synchronous = known
-            if synchronous and not args and not kwargs:
-                # Waited for since its issue: the record says so already, and this wait is its first.
-                pass
-            elif waiting.current.work is not work:
-                ledger.set_threads(recorder.threads())
-                polled = _POLLED if args or kwargs else 0
-                ledger.stamp(number, Time.WAIT_BEGUN, polled, _POLLED - polled)
-            try:
-                result = original(work, *args, **kwargs)
-            except BaseException as error:
-                if waiting.current.work is not work:
-                    ledger.stamp(number, Time.WAIT_ENDED, _FAILED)
-                    failed.add(number)  # a later wait for it may still succeed
-                # From C++ the traceback ends here; a signal handler's exception has frames of its own.
-                trace = error.__traceback__
-                if trace is not None and trace.tb_next is None:
-                    _mark_victim(error)
-                raise
-            if after:
-                _follow(after, work)
-            ledger.stamp(number, Time.WAIT_ENDED, 0, _FAILED if number in failed else 0)
-            works.pop(id(work), None)
-            failed.discard(number)
-            return result
-
-        dist.Work.wait = wait  # type: ignore[method-assign, assignment]
-
-        def begun(work: Any) -> None:
-            known = works.get(id(work))
-            if known is not None:
-                ledger.set_threads(recorder.threads())
-                ledger.stamp(known[1], Time.WAIT_BEGUN)
-
-        def ended(work: Any, failed: bool) -> None:
-            known = works.get(id(work))
-            if known is not None:
-                if after and not failed:
-                    _follow(after, work)
-                ledger.stamp(known[1], Time.WAIT_ENDED, *((_FAILED, 0) if failed else (0, _FAILED)))
-                works.pop(id(work), None)
-
-        waiting.set_observer((begun, ended))
-
-    def _patch_poll(self) -> None:
-        """A program that asks again and again whether a work is done waits for it."""
-        original = self._original_poll = dist.Work.is_completed
-        works, ledger = self._works, self.recorder.ledger
-
-        def is_completed(work: Any) -> bool:
-            done: bool = original(work)
-            known = works.get(id(work))
-            if known is not None and waiting.current.work is not work:
-                _, number, synchronous = known
-                failed = not done or _has_error(work)
-                if not synchronous:
-                    ledger.stamp(number, Time.WAIT_BEGUN)
-                    ledger.stamp(
-                        number, Time.WAIT_ENDED, _FAILED | _POLLED if failed else 0, 0 if failed else _FAILED
-                    )
-            return done
-
-        self._undo.append(patch(dist.Work, "is_completed", is_completed))
 
 
 def _blocking(
@@ -345,7 +248,7 @@ def _blocking(
         out = redispatch(keyset, *args)
     except BaseException as error:
         stamp(number, Time.WAIT_ENDED, Flag.FAILED)
-        _mark_victim(error)
+        mark_victim(error)
         raise
     stamp(number, Time.WAIT_ENDED)
     return out
@@ -370,26 +273,6 @@ def _describe(data: Any) -> tuple[Any, Any, int]:
     return dtype, shape, elements + sum(_describe(one)[2] for one in data[1:])
 
 
-def _has_error(work: Any) -> bool:
-    """Whether a work that is done has failed. Asking the work itself prints a deprecation in C++."""
-    try:
-        future = work.get_future()
-    except RuntimeError:  # its backend has none
-        return False
-    try:
-        future.value()
-    except RuntimeError:
-        return True
-    return False
-
-
-def _follow(after: After, work: Any) -> None:
-    """Do what is to be done on a work's completion."""
-    known = after.pop(id(work), None)
-    if known is not None:
-        known[1]()
-
-
 def _refused(error: BaseException) -> bool:
     """Whether the backend did not take a call: the error comes from C++, below torch's own dispatch (a signal
     handler's has frames of its own), and is not about a peer.
@@ -400,11 +283,6 @@ def _refused(error: BaseException) -> bool:
     file = "" if innermost is None else innermost.tb_frame.f_code.co_filename
     native = isinstance(error, Exception) and file in (__file__, torch._ops.__file__)
     return native and not isinstance(error, dist.DistError)
-
-
-def _mark_victim(error: BaseException) -> None:
-    if isinstance(error, Exception):
-        setattr(error, VICTIM, True)
 
 
 def _check_hooks() -> None:
