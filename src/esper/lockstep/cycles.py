@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from esper.lockstep.entry import Entry
-from esper.lockstep.finding import Finding, Patience, in_collective
+from esper.lockstep.finding import Finding, Patience, in_collective, joined
+from esper.lockstep.gone import terminal
 from esper.lockstep.mailbox import Wait
 from esper.lockstep.needs import certain
 from esper.lockstep.view import View
+from esper.lockstep.waitgraph import Need, held, on_circles
 
 ANY = -1  # peer of a receive from any source
-
-
-@dataclass(frozen=True)
-class Need:
-    """One wait that a rank's thread is in: it can't end without all of `peers`, or one where `any_of`."""
-
-    entry: Entry
-    peers: set[int]
-    any_of: bool = False
-
-    def held_by(self, ranks: Collection[int], gone: Collection[int] = ()) -> bool:
-        """Whether it can't end for as long as those `ranks` can't go on."""
-        if not self.any_of:
-            return any(peer in ranks for peer in self.peers)
-        return bool(self.peers) and all(peer in ranks or peer in gone for peer in self.peers)
 
 
 def needs_of(view: View, waits: Sequence[Wait]) -> list[Need]:
@@ -58,20 +44,13 @@ def cycles(view: View, waits: dict[int, list[Wait]], now: float, patience: Patie
         if not view.ranks[rank].left and (need := needs_of(view, ones)):
             needs[rank] = need
     left = {seen.rank for seen in view.ranks if seen.left}
-    while True:
-        # A rank one of whose threads waits for somebody who may yet come is free again then.
-        free = [
-            rank for rank, ones in needs.items() if not all(one.held_by(needs.keys(), left) for one in ones)
-        ]
-        free = free or [rank for rank, ones in needs.items() if not asleep(view, ones)]
-        if not free:
-            break
-        for rank in free:
-            del needs[rank]
+    needs = held(needs, left, lambda ones: asleep(view, ones))
     edges = {rank: {peer for one in ones for peer in one.peers} - left for rank, ones in needs.items()}
-    circle = [rank for rank in edges if _reaches(edges, rank, rank)]
+    circle = on_circles(edges)
     if not circle:
         return []
+    if ended := _ended_senders(view, waits, [one for rank in circle for one in needs[rank]]):
+        return ended
     current = {
         rank: max((one.entry for one in needs[rank]), key=lambda entry: entry.issued) for rank in circle
     }
@@ -81,14 +60,16 @@ def cycles(view: View, waits: dict[int, list[Wait]], now: float, patience: Patie
         places.setdefault((current[rank].group, current[rank].sequence), []).append(rank)
     sides = sorted(places.values(), key=len, reverse=True)
     good = sides[0] if len(sides) > 1 and len(sides[0]) > len(sides[1]) else []
-    bad = [rank for rank in circle if rank not in good]
+    # Whom most of them wait for: a member that itself only waits for one of those is a victim, too.
+    wanted = set().union(*(one.peers for rank in good for one in needs[rank]))
+    bad = [rank for rank in circle if rank in wanted.difference(good)] if good else circle
     if misled:
         kind, bad = "peer", misled
         # Who wants the misled ones comes first: that pair is the contradiction.
         good = sorted(current.keys() - set(misled), key=lambda rank: not _wants(view, current[rank], misled))
     since = max(current[rank].issued for rank in circle)
     clear = (kind == "peer" and len(bad) < len(circle)) or len(good) * 2 > len(view.ranks)
-    asked = {rank for entry in current.values() for rank in _members(view, entry)}
+    asked = set().union(*(view.matching.members(name) for name in {_group(one) for one in current.values()}))
     on_their_way = [
         seen.rank for seen in view.ranks if seen.rank in asked and seen.rank not in needs and not seen.left
     ]
@@ -107,14 +88,30 @@ def cycles(view: View, waits: dict[int, list[Wait]], now: float, patience: Patie
     ]
 
 
+def _ended_senders(view: View, waits: dict[int, list[Wait]], needs: list[Need]) -> list[Finding]:
+    """The ranks that left without what a receive from any source on the circle would have taken: the others
+    of whom one would do are held up themselves.
+    """
+    found = []
+    for one in needs:
+        for peer in sorted(one.peers) if one.any_of else ():
+            end = terminal(view, waits, peer, _group(one.entry), excuse=False)
+            if end is not None:
+                kind, at, where = end
+                since, entry = max(at, *(need.entry.issued for need in needs)), one.entry
+                found.append(Finding(kind, since, entry.group, entry.sequence, (entry,), {peer: where}))
+    return joined(found)
+
+
 def _misled(view: View, current: dict[int, Entry]) -> list[int]:
     """Ranks in a send or receive that name one peer while another names them; all in it where nobody does."""
     named = {rank: _peer(view, entry) for rank, entry in current.items() if entry.group.startswith("p2p:")}
+    wanted = set(named.values())
     misled = [
         rank
         for rank, peer in named.items()
         # Who takes any source names nobody, and is whose peer anybody may be.
-        if rank in named.values() and peer != ANY and named.get(peer) not in (rank, ANY)
+        if rank in wanted and peer != ANY and named.get(peer) not in (rank, ANY)
     ]
     # A ring of sends and receives has no culprit; with a collective in it, the majority decides as elsewhere.
     return sorted(misled or (named if len(named) == len(current) else []))
@@ -130,17 +127,8 @@ def _peer(view: View, entry: Entry) -> int:
 
 
 def _members(view: View, entry: Entry) -> tuple[int, ...]:
-    return view.matching.members(entry.group.removeprefix("p2p:"))
+    return view.matching.members(_group(entry))
 
 
-def _reaches(edges: dict[int, set[int]], start: int, goal: int) -> bool:
-    seen: set[int] = set()
-    todo = [start]
-    while todo:
-        for following in edges.get(todo.pop(), ()):
-            if following == goal:
-                return True
-            if following not in seen:
-                seen.add(following)
-                todo.append(following)
-    return False
+def _group(entry: Entry) -> str:
+    return entry.group.removeprefix("p2p:")

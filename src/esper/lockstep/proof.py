@@ -102,7 +102,7 @@ def _cannot_come(view: View, waits: dict[int, list[Wait]], rank: int, parties: s
 def _mismatch(view: View, slot: Slot, sides: list[list[int]], since: float) -> Finding:
     clear = len(sides[0]) > len(sides[1])
     good = sides[0] if clear else []
-    bad = [rank for side in sides for rank in side if rank not in good]
+    bad = [rank for side in (sides[1:] if clear else sides) for rank in side]
     waiting = tuple(slot.entries[rank] for rank in (good or bad))
     kind = "mismatch"
     if (op := next(iter(slot.entries.values())).op) in _MADE_TOGETHER:
