@@ -55,9 +55,11 @@ def cycles(view: View, waits: dict[int, list[Wait]], now: float, patience: Patie
         rank: max((one.entry for one in needs[rank]), key=lambda entry: entry.issued) for rank in circle
     }
     kind, misled = "wait_cycle", _misled(view, current)
-    places: dict[tuple[str, int], list[int]] = {}
+    places: dict[tuple[str, int, int], list[int]] = {}
     for rank in circle:
-        places.setdefault((current[rank].group, current[rank].sequence), []).append(rank)
+        entry = current[rank]
+        own = rank if entry.group.startswith("p2p:") else -1  # nobody else is in one's send or receive
+        places.setdefault((entry.group, entry.sequence, own), []).append(rank)
     sides = sorted(places.values(), key=len, reverse=True)
     good = sides[0] if len(sides) > 1 and len(sides[0]) > len(sides[1]) else []
     # Whom most of them wait for: a member that itself only waits for one of those is a victim, too.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -113,7 +114,10 @@ def tensor_text(entry: Entry, *, full: bool = False) -> str:
     """
     parts = []
     if entry.dtype is not None and entry.op not in ("barrier", "monitored_barrier"):
-        parts.append(f"{entry.dtype} [{', '.join(map(str, entry.shape or ()))}]")
+        shape = entry.shape or ()
+        parts.append(f"{entry.dtype} [{', '.join(map(str, shape))}]")
+        if entry.elements > math.prod(shape):
+            parts.append(f"{entry.elements} elements in all")
     if entry.reduce_op is not None and (full or entry.reduce_op != "SUM"):
         parts.append(entry.reduce_op)
     if entry.root >= 0:

@@ -73,15 +73,18 @@ def _first_difference(view: View, one: Entry, other: Entry) -> str:
 
 def model_subject(good: Entry, bad: Entry) -> str:
     """The first parameter that two constructions of one DDP model disagree on: its place, name or shape."""
-    mine, theirs = bad.detail.get("parameters", []), good.detail.get("parameters", [])
-    for index, (here, there) in enumerate(zip(mine, theirs, strict=False)):
-        if here != there:
-            return (
-                f"parameter {index} of DistributedDataParallel #{bad.sequence} is {_parameter(here)} on rank "
-                f"{bad.rank} and {_parameter(there)} on rank {good.rank}"
-            )
+    for what in ("parameter", "buffer"):
+        mine, theirs = bad.detail.get(f"{what}s", []), good.detail.get(f"{what}s", [])
+        for index, (here, there) in enumerate(zip(mine, theirs, strict=False)):
+            if here != there:
+                return (
+                    f"{what} {index} of DistributedDataParallel #{bad.sequence} is {_parameter(here)} "
+                    f"on rank {bad.rank} and {_parameter(there)} on rank {good.rank}"
+                )
+        if len(mine) != len(theirs):
+            break
     return (
-        f"DistributedDataParallel #{bad.sequence} has {len(mine)} parameters on rank {bad.rank} "
+        f"DistributedDataParallel #{bad.sequence} has {len(mine)} {what}s on rank {bad.rank} "
         f"and {len(theirs)} on rank {good.rank}"
     )
 

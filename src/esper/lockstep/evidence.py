@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import fcntl
 import os
 import re
 import signal
@@ -29,6 +30,9 @@ _WAITS_IN_CPP = (
 _FRAME = re.compile(r'File "(.*?)", line (\d+) in (.*)')
 
 
+_HIGH = 512  # a file's number
+
+
 def stack_path(run_dir: Path, rank: int) -> Path:
     """Where rank `rank` writes its stacks on request."""
     return run_dir / f"rank{rank}.stacks"
@@ -39,8 +43,13 @@ def answer_stack_requests(run_dir: Path, rank: int) -> IO[bytes]:
 
     Returns the file, which the caller keeps open.
     """
-    file = open(stack_path(run_dir, rank), "wb", buffering=0)  # noqa: SIM115  it lives as long as the rank
+    first = os.open(stack_path(run_dir, rank), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+    # A number that no other file is given, where a program has closed all of them.
+    file = os.fdopen(fcntl.fcntl(first, fcntl.F_DUPFD_CLOEXEC, _HIGH), "wb", buffering=0)
+    os.close(first)
     faulthandler.register(STACK_SIGNAL, file, all_threads=True, chain=False)
+    if not faulthandler.is_enabled():  # the user may want those stacks on the terminal
+        faulthandler.enable(file, all_threads=True)
     return file
 
 
@@ -64,6 +73,16 @@ def current_line(
     except OSError:
         return name, None
     return name, _innermost(_answer(path, before, within), internal)
+
+
+def last_words(path: Path, internal: tuple[str, ...]) -> Site | None:
+    """The user's line in which a fatal signal came, as the dying rank wrote it."""
+    try:
+        text = _written_since(path, 0)
+    except OSError:
+        return None
+    at = text.rfind("Fatal Python error: ")
+    return None if at < 0 else _innermost(text[at:], internal)
 
 
 def sleeps_in_torch(pid: int, thread: int, path: Path, within: float) -> bool:

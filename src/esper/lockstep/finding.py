@@ -49,6 +49,7 @@ class Finding:
     waiting: tuple[Entry, ...]
     guilty: dict[int, Where | None]
     subject: str = ""  # what differs, where it is no call
+    decidable: float | None = None  # when it could be told who is guilty, where that was after `since`
 
     @property
     def rank_order(self) -> tuple[float, int]:

@@ -14,6 +14,8 @@ INTERNAL: tuple[str, ...] = (
     os.path.join(sysconfig.get_path("purelib"), "torch") + os.sep,
     os.path.join(sysconfig.get_path("platlib"), "torch") + os.sep,
     contextlib.__file__,
+    os.path.join(sysconfig.get_path("purelib"), "typing_extensions.py"),
+    os.path.join(sysconfig.get_path("platlib"), "typing_extensions.py"),
     os.path.join(_STDLIB, "typing.py"),
     os.path.join(_STDLIB, "threading.py"),
     os.path.join(_STDLIB, "subprocess.py"),

@@ -101,7 +101,7 @@ def terminal(
         ends.append((over, "missing", Where("exited", site=last, detail="the program ended")))
     if ends:
         entry, kind, where = min(ends, key=lambda end: end[0].issued)
-        return None if excuse and _brought_down(view, waits, entry) else (kind, entry.issued, where)
+        return None if excuse and brought_down(view, waits, entry) else (kind, entry.issued, where)
     if seen.ended is None:
         return None
     code, at_end = seen.ended.code, seen.ended.at
@@ -112,7 +112,7 @@ def terminal(
     return "crashed", at_end, Where("killed", site=last, detail=f"signal {-code}")
 
 
-def _brought_down(view: View, waits: dict[int, list[Wait]], end: Entry) -> bool:
+def brought_down(view: View, waits: dict[int, list[Wait]], end: Entry) -> bool:
     """Whether this end of a rank's program is what a peer did to it: an error of a collective that has not
     been mended since.
     """

@@ -120,29 +120,26 @@ class Interception:
         """
         below = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)
         unbox_group, unbox_work = dist.ProcessGroup.unbox, torch._C._distributed_c10d.Work.unbox
-        reduce_names = {value.value: name for name, value in dist.ReduceOp.RedOpType.__members__.items()}
-        reduce_type = dist.ReduceOp.RedOpType
-        by_value: dict[Any, str] = {
-            value: name for name, value in dist.ReduceOp.RedOpType.__members__.items()
-        }
-        python_api = c10d.__file__
+        reduce_type, python_api = dist.ReduceOp.RedOpType, c10d.__file__
+        by_value: dict[Any, str] = {value: name for name, value in reduce_type.__members__.items()}
+        reduce_names = {value.value: name for value, name in by_value.items()}
         recorder, groups, works, known_works = self.recorder, self.groups, self.works, self.works.known
         redispatch, stamp, taken = overload.redispatch, recorder.ledger.stamp, recorder.ledger.take_flag
         getframe, handled = sys._getframe, sys.exception
-        op, at_group, at_reduce, at_async, at_root, at_peer, at_tag, at_data = (
+        op, at_group, at_reduce, at_async, at_root, at_peer, at_data = (
             schema.op,
             schema.group,
             schema.reduce_op,
             schema.async_op,
             schema.root,
             schema.peer,
-            schema.tag,
             schema.data,
         )
 
         # A blocking operator raises after a time of its own, and the program may come back.
         base = _WAITED | _POLLED if schema.blocking else _OFFERED
         is_barrier = op == "barrier"
+        detail_of, name_of = schema.detail_of(), schema.name_of()
 
         def kernel(keyset: Any, *args: Any, caller: Any = None) -> Any:
             if self.detached or groups.foreign:
@@ -172,7 +169,7 @@ class Interception:
             with record_in.lock:
                 number = recorder.collective(
                     record_in,
-                    op,
+                    op if name_of is None else name_of(args),
                     reduce_op,
                     dtype,
                     shape,
@@ -181,8 +178,7 @@ class Interception:
                     -1 if at_peer is None else args[at_peer],
                     recorder.site(frame),
                     flags,
-                    # Calls of one pair with different tags don't match each other.
-                    f'{{"tag": {args[at_tag]}}}' if at_tag is not None and args[at_tag] else None,
+                    None if detail_of is None else detail_of(args, len(group.members)),
                 )
                 if not schema.blocking:
                     try:

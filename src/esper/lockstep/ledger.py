@@ -78,6 +78,8 @@ class Ledger:
         self._ids: dict[Hashable, int] = {None: 0}
         self._next_id = 1
         self._cut = False
+        self._detached = False
+        self._table = os.fstat(self._strings)
         IDENTITY.pack_into(self._map, 0, b"\0" * 8, capacity, world_size, rank, os.getpid())
         self.set_main_thread(threading.get_native_id())
         self.set_state(State.STARTING)
@@ -89,6 +91,8 @@ class Ledger:
         known = self._ids.get(value)
         if known is not None:
             return known
+        if self._detached:
+            return NO_ROOM
         # Taken in one step (see `append`): two threads, or a handler in between, at worst write it twice.
         known = self._next_id
         self._next_id = known + 1
@@ -100,6 +104,8 @@ class Ledger:
         # What a full disk cut off must not swallow the line that follows it.
         line = b"\n" + line if self._cut else line
         try:
+            if not self._has_table():
+                return False
             written = os.write(self._strings, line)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -107,6 +113,23 @@ class Ledger:
             return False
         self._cut = written != len(line)
         return not self._cut
+
+    def _has_table(self) -> bool:
+        """Whether the table can be written. A program that closes all files, a daemon say, closes it, too,
+        and may have given its number to a file of its own: then it is opened anew.
+        """
+        try:
+            if os.path.samestat(os.fstat(self._strings), self._table):
+                return True
+        except OSError:
+            pass
+        if self._detached:
+            return False
+        try:
+            self._strings = os.open(self.path.with_suffix(".strings"), os.O_WRONLY | os.O_APPEND)
+        except OSError:
+            return False
+        return True
 
     def append(
         self,
@@ -203,11 +226,10 @@ class Ledger:
         name that two processes give one id makes the ledger unreadable.
         """
         self._map = mmap.mmap(-1, len(self._map))
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._strings)
-        os.close(nowhere)
+        self._detached = True
 
     def close(self) -> None:
         """Unmap; the files stay."""
         self._map.close()
-        os.close(self._strings)
+        if self._has_table():
+            os.close(self._strings)

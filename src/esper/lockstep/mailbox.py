@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -10,6 +11,10 @@ from esper.lockstep.entry import Entry, Flag
 
 Refresh = Callable[[Entry], Entry | None]
 
+_BYTES = {
+    "uint8": 1, "int8": 1, "bool": 1, "int16": 2, "float16": 2, "bfloat16": 2,
+    "int32": 4, "float32": 4, "int64": 8, "float64": 8, "complex64": 8, "complex128": 16,
+}  # fmt: skip
 # Sends whose return is not seen, to a receiver from any source; more than this are forgotten.
 _MOST_SENDS = 64
 
@@ -42,12 +47,13 @@ class Mailbox:
         self._mixed = False  # a receive from any source has come
         self._left = 0  # mixed: messages that no receive is known to have taken
         self._forgotten = False
+        self.too_long: tuple[Entry, Entry] | None = None  # a send and the receive whose buffer it overflows
 
     def send(self, source: int, entry: Entry) -> None:
         """`source` sends to the target."""
         sends, receives = self._pair(source)
         if receives and not self._mixed:
-            receives.popleft()
+            self._meet(entry, receives.popleft())
             return
         sends.append(entry)
         self._left += self._mixed
@@ -63,7 +69,7 @@ class Mailbox:
             return
         sends, receives = self._pair(source)
         if sends and not self._mixed:
-            sends.popleft()
+            self._meet(sends.popleft(), entry)
         else:
             receives.append(entry)
 
@@ -104,8 +110,18 @@ class Mailbox:
                 if fresh is None or _came_back(fresh):
                     sends.remove(entry)
 
+    def _meet(self, send: Entry, receive: Entry) -> None:
+        sent, room = _bytes(send), _bytes(receive)
+        if self.too_long is None and sent is not None and room is not None and sent > room:
+            self.too_long = send, receive
+
     def _pair(self, source: int) -> tuple[deque[Entry], deque[Entry]]:
         return self._pairs.setdefault(source, (deque(), deque()))
+
+
+def _bytes(entry: Entry) -> int | None:
+    size = _BYTES.get(entry.dtype or "")
+    return None if size is None or entry.shape is None else size * math.prod(entry.shape)
 
 
 def _came_back(entry: Entry) -> bool:

@@ -78,6 +78,7 @@ class Matching:
         self._expected: dict[tuple[str, int], int] = {}
         self._holes: dict[str, list[tuple[int, int, int]]] = {}
         self._unread: set[int] = set()
+        self._unfit: tuple[Entry, Entry] | None = None  # two whose all_to_all splits don't fit
         self._offered: dict[tuple[int, int], Entry] = {}
 
     def group(self, name: str, members: tuple[int, ...]) -> None:
@@ -148,6 +149,7 @@ class Matching:
         if slot.complete and len(slot.sides()) == 1:
             others = self._slots[slot.group]
             del others[slot.sequence]
+            self._unfit = self._unfit or _unfit(slot)
             # One that stays open before it is a contradiction: nothing after that was in common.
             if next(iter(others), slot.sequence) >= slot.sequence:
                 self._settled[slot.group] = slot
@@ -182,6 +184,16 @@ class Matching:
         """Per group the open slots, lowest sequence first."""
         for slots in self._slots.values():
             yield from (slots[sequence] for sequence in sorted(slots))
+
+    def misfits(self) -> Iterator[tuple[Entry, Entry]]:
+        """Pairs that met with unequal sizes: a send and a receive with less room, two parts of an
+        all_to_all.
+        """
+        if self._unfit is not None:
+            yield self._unfit
+        for mailbox in self._mailboxes.values():
+            if (pair := mailbox.too_long) is not None and self._unread.isdisjoint(one.rank for one in pair):
+                yield pair
 
     def slot(self, group: str, sequence: int) -> Slot | None:
         """An open slot."""
@@ -218,6 +230,18 @@ class Matching:
             for wait in mailbox.waits(refresh, readable):
                 take(wait)
         return found
+
+
+def _unfit(slot: Slot) -> tuple[Entry, Entry] | None:
+    """Two members of a complete all_to_all of which one sends the other more or less than that wants."""
+    if not any("to" in entry.detail for entry in slot.entries.values()):
+        return None
+    for source, one in slot.entries.items() if not slot.unread else ():
+        for target, other in slot.entries.items():
+            to, wanted = one.detail.get("to"), other.detail.get("from")
+            if to and wanted and to[slot.members.index(target)] != wanted[slot.members.index(source)]:
+                return one, other
+    return None
 
 
 def _needed(entry: Entry, absent: tuple[int, ...]) -> tuple[int, ...]:

@@ -42,7 +42,7 @@ def diagnosis_of(finding: Finding, *, decided: float, last_settled: Slot | None)
             else GuiltyAt(where.state, where.op, site_text(where.site), where.tag, where.detail)
             for rank, where in sorted(finding.guilty.items())
         },
-        seconds=round(max(0.0, decided - finding.since), 4),
+        seconds=round(max(0.0, decided - (finding.decidable or finding.since)), 4),
         message=message(finding, last_settled),
     )
 

@@ -37,6 +37,14 @@ def context_switches(pid: int, thread: int) -> int | None:
     return sum(int(line.split()[1]) for line in text.splitlines() if "ctxt_switches" in line)
 
 
+def kept_waiting(pid: int) -> float:
+    """Seconds in all that the process's main thread was ready to run and had no processor."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):  # gone, or a kernel that does not count it
+        return 0.0
+
+
 def _stat(path: Path) -> list[str]:
     try:
         # The command's name is in parentheses and may itself contain spaces and parentheses.

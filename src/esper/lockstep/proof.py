@@ -30,6 +30,7 @@ def prove(view: View, now: float, patience: Patience, *, final: bool = False) ->
     """The earliest decided finding, or None. `final`: no rank will write anything more."""
     waits = view.waits()
     findings, undecided = mismatches(view, waits, now, patience, final)
+    findings += misfits(view)
     findings += gone(view, waits, undecided, now)
     findings += replica_findings(view, now, patience, final=final)
     if not findings and not undecided:
@@ -39,6 +40,21 @@ def prove(view: View, now: float, patience: Patience, *, final: bool = False) ->
             or unexplained(view, waits, now, patience, final)
         )
     return min(findings, key=lambda finding: finding.rank_order, default=None)
+
+
+def misfits(view: View) -> list[Finding]:
+    """Two ranks that met with sizes that don't fit: gloo aborts the receiver for it. Either may be wrong."""
+    return [
+        Finding(
+            "mismatch",
+            max(one.issued, other.issued),
+            other.group,
+            other.sequence,
+            (other, one),
+            {entry.rank: in_collective(entry) for entry in (one, other)},
+        )
+        for one, other in view.matching.misfits()
+    ]
 
 
 def mismatches(
@@ -120,7 +136,17 @@ def _mismatch(view: View, slot: Slot, sides: list[list[int]], since: float) -> F
         waiting,
         {rank: in_collective(slot.entries[rank]) for rank in bad},
         subject=subject,
+        decidable=_decidable(slot, sides, since),
     )
+
+
+def _decidable(slot: Slot, sides: list[list[int]], since: float) -> float:
+    """When the vote came that decided: the one that made a majority of all, or the last of all."""
+    came = sorted(slot.entries[rank].issued for rank in sides[0])
+    half = len(slot.members) // 2
+    if len(came) > half:
+        return max(since, came[half])
+    return max(entry.issued for entry in slot.entries.values()) if slot.complete else since
 
 
 def _swapped(view: View, slot: Slot, one: int, other: int) -> bool:

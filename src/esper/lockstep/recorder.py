@@ -11,7 +11,7 @@ from types import CodeType, FrameType, TracebackType
 from typing import Any
 
 from esper.lockstep.entry import Kind, Site, State
-from esper.lockstep.frames import INTERNAL
+from esper.lockstep.frames import INTERNAL, in_stdlib
 from esper.lockstep.ledger import Ledger
 from esper.lockstep.tags import current
 
@@ -283,13 +283,17 @@ def is_victim(error: BaseException) -> bool:
 
 def _innermost(trace: TracebackType | None, recorder: Recorder) -> int:
     """Where the exception was raised: the last frame of the traceback that is not torch's or ours."""
-    site = 0
+    own = library = 0
     while trace is not None:
         code = trace.tb_frame.f_code
         if not recorder._is_internal(code.co_filename):
             site = recorder.ledger.string(Site(code.co_filename, trace.tb_lineno, code.co_qualname))
+            if in_stdlib(code.co_filename):
+                library = site
+            else:
+                own = site
         trace = trace.tb_next
-    return site
+    return own or library
 
 
 def _others() -> int:

@@ -48,6 +48,12 @@ _ELEMENTS_A_FORWARD = 20_000
 _SHARE = 0.001
 _FUSED_ELEMENTS = 1 << 16
 _MASK = (1 << 63) - 1
+# torch 2.13 renamed an argument of DDP.
+_BUFFERS_SYNC = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel.__init__).parameters
+)
 _WRAPPERS = re.compile(r"\b(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 
 
@@ -145,7 +151,7 @@ class Replicas:
         self._by_ddp: weakref.WeakKeyDictionary[DistributedDataParallel, _Model] = weakref.WeakKeyDictionary()
         self._built: dict[str, int] = {}
         self._forwards: dict[str, int] = {}  # synchronising ones, by group: ranks count them alike
-        self._models: dict[tuple[tuple[str, torch.Size], ...], tuple[str, dict[str, object]]] = {}
+        self._models: dict[Any, tuple[str, dict[str, object]]] = {}
         self._seen: dict[tuple[str, str, str], tuple[int, int]] = {}
         self._undo: list[Callable[[], None]] = []
         self.chain = 0
@@ -162,7 +168,8 @@ class Replicas:
                 return
             frame = sys._getframe(1)
             given = arguments.bind_partial(ddp, module, *args, **kwargs).arguments
-            replicas._constructing(module, _group_of(given), frame)
+            pairs_buffers = given.get("init_sync", True) or given.get(_BUFFERS_SYNC, True)
+            replicas._constructing(module, _group_of(given), frame, with_buffers=pairs_buffers)
             construct(ddp, module, *args, **kwargs)
             replicas._constructed(ddp)
 
@@ -198,7 +205,7 @@ class Replicas:
         if record is not None:
             self._audit_watched(source, record, self._recorder.site(frame))
 
-    def _constructing(self, module: nn.Module, group: Any, frame: FrameType) -> None:
+    def _constructing(self, module: nn.Module, group: Any, frame: FrameType, *, with_buffers: bool) -> None:
         """Which parameters, in which order and shape: the same on all ranks, or the reducers pair
         strangers.
         """
@@ -209,10 +216,18 @@ class Replicas:
             for name, one in module.named_parameters()
             if one.requires_grad and name not in ignored
         )
-        known = self._models.get(named)
+        # Buffers that are sent from rank 0, now or at each forward, are paired by position, too.
+        buffers = tuple(
+            (name, one.shape)
+            for name, one in (module.named_buffers() if with_buffers else ())
+            if name not in ignored
+        )
+        known = self._models.get((named, buffers))
         if known is None:  # a model that is built anew each epoch has the same parameters each time
             told = [[plain_name(name), list(shape)] for name, shape in named]
-            known = self._models[named] = f"{stable_digest(json.dumps(told)):016x}", {"parameters": told}
+            held = [[plain_name(name), list(shape)] for name, shape in buffers]
+            digest = f"{stable_digest(json.dumps([told, held])):016x}"
+            known = self._models[named, buffers] = digest, {"parameters": told, "buffers": held}
         same, detail = known
         self._groups.together(
             f"DDP in {record.key}",

@@ -4,6 +4,7 @@ peer.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ NAMES = {
 NOT_COLLECTIVE = {"check_for_nan"}
 _DATA = ("input", "input_tensor", "input_tensors", "input_list", "inputs", "tensors")
 _UNSIZED = {"all_to_all", "send", "recv", "barrier", "monitored_barrier"}
+_MOST_SPLITS = 1000  # texts in a rank's string table
 _VARIADIC = {"scatter_": "output_tensors"}
 
 
@@ -79,3 +81,52 @@ class OpSchema:
             sized=op not in _UNSIZED,
             tensors_returned=len(schema.returns) == 2,
         )
+
+    def name_of(self) -> Callable[[Sequence[Any]], str] | None:
+        """What names a call by its arguments, where the operator alone does not: a functional collective of
+        one tensor goes through the coalesced operator.
+        """
+        single, at = self.op.removesuffix("_coalesced"), self.data
+        if single == self.op or at is None:
+            return None
+        return lambda args: single if len(args[at]) == 1 else self.op
+
+    def detail_of(self) -> Callable[[Sequence[Any], int], str | None] | None:
+        """What gives a call's detail as JSON, from its arguments and the number of members; None where there
+        is none.
+        """
+        if self.op == "all_to_all":
+            return _Splits()
+        at = self.tag
+        if at is None:
+            return None
+        # Calls of one pair with different tags don't match each other.
+        return lambda args, members: f'{{"tag": {args[at]}}}' if args[at] else None
+
+
+class _Splits:
+    """How many elements an all_to_all sends to each member and wants from each."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def __call__(self, args: Sequence[Any], members: int) -> str | None:
+        """As JSON; None once there were too many different ones, which a program may go on to have."""
+        outputs, inputs = args[0], args[1]
+        to, wanted = _elements(inputs, args, 4, members), _elements(outputs, args, 3, members)
+        text = f'{{"to": {to}, "from": {wanted}}}'
+        if text not in self._told:
+            if len(self._told) >= _MOST_SPLITS:
+                return None
+            self._told.add(text)
+        return text
+
+
+def _elements(data: Any, args: Sequence[Any], at: int, members: int) -> list[int]:
+    """Elements for each member: of a list of tensors, or of one tensor cut into the rows that `args[at]`
+    says, alike where it says nothing.
+    """
+    if type(data) is list:
+        return [one.numel() for one in data]
+    rows = args[at] if len(args) > at and args[at] else [1] * members
+    return [each * (data.numel() // max(1, sum(rows))) for each in rows]

@@ -13,11 +13,11 @@ from pathlib import Path
 from esper.lockstep.audits import read_audit
 from esper.lockstep.diagnosis import Diagnosis, RankEnd, Report, site_text
 from esper.lockstep.entry import Entry, Kind, Site, Times
-from esper.lockstep.evidence import current_line, sleeps_in_torch, stack_path
+from esper.lockstep.evidence import current_line, last_words, sleeps_in_torch, stack_path
 from esper.lockstep.finding import Finding, Patience, Where
 from esper.lockstep.lateness import LateWatch
 from esper.lockstep.message import diagnosis_of
-from esper.lockstep.process import SleepWatch, context_switches, ending, state
+from esper.lockstep.process import SleepWatch, context_switches, ending, kept_waiting, state
 from esper.lockstep.proof import prove
 from esper.lockstep.reader import LedgerReader
 from esper.lockstep.suspicion import late
@@ -63,6 +63,7 @@ class Supervisor:
         self._sleep = SleepWatch(_ASLEEP_AFTER)
         self._in_torch: dict[tuple[int, int], tuple[int | None, bool]] = {}
         self._stopped: dict[int, float] = {}
+        self._kept_waiting: dict[int, tuple[float, float]] = {}
         self._alive_at: dict[int, float] = {}
         self._held_since: float | None = None
         self._late = LateWatch(self._line_of_late, show)
@@ -195,6 +196,9 @@ class Supervisor:
     def _last_seen(self, rank: int, where: Where) -> Where:
         """A killed rank can't be asked any more; if it was late before, it was looked at then."""
         seen, look = self.view.ranks[rank], self._late.last_look(rank)
+        died_at = last_words(stack_path(self.run_dir, rank), self._internal)
+        if died_at is not None:
+            return replace(where, site=died_at)
         if look is None or look.site is None or (seen.last is not None and seen.last.issued > look.at):
             return where
         ago = (seen.ended.at if seen.ended else look.at) - look.at
@@ -250,6 +254,13 @@ class Supervisor:
 
     def state(self, rank: int) -> str:
         return state(self.pids[rank])
+
+    def starved(self, rank: int, since: float) -> float:
+        kept = kept_waiting(self.pids[rank])
+        known = self._kept_waiting.get(rank)
+        if known is None or known[0] != since:
+            known = self._kept_waiting[rank] = since, kept
+        return kept - known[1]
 
     def stopped_since(self, rank: int) -> float | None:
         return self._stopped.get(rank)

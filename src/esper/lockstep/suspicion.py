@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from esper.lockstep.entry import Entry
 from esper.lockstep.finding import Finding, Patience, Where, in_collective, joined
-from esper.lockstep.gone import NOTICED_WITHIN, SIGABRT, gone, terminal
 from esper.lockstep.mailbox import Wait
+from esper.lockstep.victims import failed, victims
 from esper.lockstep.view import View
+from esper.lockstep.waitgraph import on_circles
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ def suspects(view: View, waits: dict[int, list[Wait]], now: float, patience: Pat
     findings = []
     for one in late(view, waits, now):
         rank, since, entries = one.rank, one.since, one.entries
-        allowed, letter, stopped = patience.running, view.live.state(rank), view.live.stopped_since(rank)
+        letter, stopped = view.live.state(rank), view.live.stopped_since(rank)
+        # It can't come while others have the processors: that time is not its own.
+        allowed = patience.running + view.live.starved(rank, since)
         if stopped is not None and max(since, stopped) + patience.stopped < since + allowed:
             allowed = max(since, stopped) + patience.stopped - since
         if now - since > allowed:
@@ -57,7 +60,7 @@ def suspects(view: View, waits: dict[int, list[Wait]], now: float, patience: Pat
             place = (first.group, first.sequence)
             waiting = tuple(entry for _, entry in entries if (entry.group, entry.sequence) == place)
             kind = "frozen" if letter in "TtS" else "stalled"
-            findings.append(Finding(kind, since + allowed, *place, waiting, {rank: None}))
+            findings.append(Finding(kind, since + allowed, *place, waiting, {rank: failed(view, rank)}))
     return joined(findings)
 
 
@@ -75,40 +78,10 @@ def unexplained(
 ) -> list[Finding]:
     """What nobody is late for and no rule has proved, though it lasts."""
     return (
-        _excused(view, waits, now, patience, final)
+        victims(view, waits, now, patience, final)
         or _stopped_inside(view, now, patience)
         or _standstill(view, waits, now, patience)
     )
-
-
-def _excused(
-    view: View, waits: dict[int, list[Wait]], now: float, patience: Patience, final: bool
-) -> list[Finding]:
-    """Ranks that seemed brought down by a peer. The peer is the guilty one if it is known; if there is none,
-    the excuse does not hold.
-    """
-    found = []
-    for finding in gone(view, waits, set(), now, excuse=False):
-        cause = _cause(view, waits, finding.since + NOTICED_WITHIN)
-        if cause is not None:
-            rank, (kind, at, where) = cause
-            found.append(replace(finding, kind=kind, since=max(at, finding.since), guilty={rank: where}))
-        elif final or now - finding.since > patience.running:
-            found.append(finding)
-    return found
-
-
-def _cause(
-    view: View, waits: dict[int, list[Wait]], until: float
-) -> tuple[int, tuple[str, float, Where]] | None:
-    """The first rank whose process failed by itself, and how."""
-    ends = [
-        (seen.rank, end)
-        for seen in view.ranks
-        if seen.ended is not None and seen.ended.code not in (0, SIGABRT)
-        if (end := terminal(view, waits, seen.rank, "", excuse=True)) is not None and end[1] <= until
-    ]
-    return min(ends, key=lambda one: one[1][1], default=None)
 
 
 def _stopped_inside(view: View, now: float, patience: Patience) -> list[Finding]:
@@ -120,7 +93,9 @@ def _stopped_inside(view: View, now: float, patience: Patience) -> list[Finding]
             continue
         fresh = [view.refresh(entry) for entry in slot.entries.values()]
         inside = {entry.rank: entry for entry in fresh if entry is not None and _still_inside(view, entry)}
-        stopped = {rank: view.live.stopped_since(rank) for rank in inside}
+        # Stopped with its part under way, though it may not wait for it yet.
+        under_way = [entry.rank for entry in fresh if entry is not None and not entry.times.wait_ended]
+        stopped = {rank: view.live.stopped_since(rank) for rank in under_way}
         guilty = {rank: at for rank, at in stopped.items() if at is not None}
         waiting = tuple(entry for rank, entry in sorted(inside.items()) if rank not in guilty)
         if waiting and guilty and now - (since := max(entered, *guilty.values())) > patience.stopped:
@@ -152,7 +127,11 @@ def _standstill(view: View, waits: dict[int, list[Wait]], now: float, patience: 
     place = (first.entry.group, first.entry.sequence)
     waiting = tuple(wait.entry for _, wait in stuck if (wait.entry.group, wait.entry.sequence) == place)
     guilty: dict[int, Where | None] = {}
-    for rank in [rank for rank in first.lacks if view.ranks[rank].ended is None] or first.lacks:
+    edges: dict[int, set[int]] = {}
+    for _, wait in stuck:
+        edges.setdefault(wait.entry.rank, set()).update(wait.lacks)
+    alive = [rank for rank in first.lacks if view.ranks[rank].ended is None]
+    for rank in on_circles(edges) or alive or first.lacks:
         own = [wait.entry for _, wait in stuck if wait.entry.rank == rank]
         guilty[rank] = in_collective(max(own, key=lambda entry: entry.issued)) if own else None
     return [Finding("stalled", since + patience.running, *place, waiting, guilty)]

@@ -80,6 +80,9 @@ class Live(Protocol):
     def state(self, rank: int) -> str:
         """The kernel's letter for the process: R, S, D, T, or X when it is gone."""
 
+    def starved(self, rank: int, since: float) -> float:
+        """Of the seconds since `since`, those in which the rank was ready to run and had no processor."""
+
     def audit(self, entry: Entry) -> tuple[int, ...] | None:
         """The values of an audit in full, while they are kept."""
 

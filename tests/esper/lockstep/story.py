@@ -26,6 +26,7 @@ class Story:
     awake: set[int] = field(default_factory=set)
     letters: dict[int, str] = field(default_factory=dict)
     stopped: dict[int, float] = field(default_factory=dict)
+    starving: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.view = View(self.world_size, self)
@@ -181,6 +182,9 @@ class Story:
 
     def state(self, rank: int) -> str:
         return self.letters.get(rank, "R")
+
+    def starved(self, rank: int, since: float) -> float:
+        return self.starving.get(rank, 0.0)
 
     def audit(self, entry: Entry) -> tuple[int, ...] | None:
         return None
