@@ -124,6 +124,10 @@ def tensor_text(entry: Entry, *, full: bool = False) -> str:
         parts.append(f"root {entry.root}")
     if entry.peer >= 0:
         parts.append(f"{'to' if entry.op == 'send' else 'from'} rank {entry.peer}")
+    if full and "to" in entry.detail:
+        parts.append(f"sends {entry.detail['to']}, takes {entry.detail['from']}")
+    if entry.op == "init_process_group":
+        parts.append(str(entry.detail.get("same")))
     if "ranks" in entry.detail:
         parts.append(f"ranks {', '.join(map(str, entry.detail['ranks']))}")
     if entry.tag is not None:

@@ -67,8 +67,10 @@ class Patience:
     stopped: float = 0.5
 
 
-def in_collective(entry: Entry) -> Where:
-    return Where("in_collective", entry.op, entry.site, entry.tag, entry=entry)
+def in_collective(entry: Entry, kind: str = "") -> Where:
+    """Where a rank is that is in another collective; of one that came there by an exception also which."""
+    error = entry.detail.get("error") if kind == "raised" else None
+    return Where("in_collective", entry.op, entry.site, entry.tag, detail=error, entry=entry)
 
 
 def joined(findings: list[Finding]) -> list[Finding]:

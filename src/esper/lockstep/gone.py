@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from esper.lockstep.entry import Entry, Flag, Kind
 from esper.lockstep.finding import Finding, Where, joined
 from esper.lockstep.mailbox import Wait
@@ -109,7 +111,14 @@ def terminal(
         return "exited", at_end, Where("exited", site=last, detail=f"status {code}")
     if excuse and code == SIGABRT and waits.get(rank):
         return None  # gloo aborts a rank on a size that its peer got wrong
-    return "crashed", at_end, Where("killed", site=last, detail=f"signal {-code}")
+    return "crashed", at_end, Where("killed", site=last, detail=_signal_name(-code))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def brought_down(view: View, waits: dict[int, list[Wait]], end: Entry) -> bool:

@@ -153,7 +153,7 @@ class Interception:
             flags = (base | _NATIVE | _WAITED) if native else base
             if at_async is not None and len(args) > at_async and not args[at_async]:
                 flags |= _WAITED
-            if handled() is not None:
+            if (passing := handled()) is not None:
                 flags |= _UNWINDING
             dtype, shape, elements = (None, None, 0) if at_data is None else _describe(args[at_data])
             if is_barrier and not native:
@@ -178,7 +178,11 @@ class Interception:
                     -1 if at_peer is None else args[at_peer],
                     recorder.site(frame),
                     flags,
-                    None if detail_of is None else detail_of(args, len(group.members)),
+                    detail_of(args, len(group.members))
+                    if detail_of is not None
+                    else None
+                    if passing is None
+                    else recorder.passing(passing),
                 )
                 if not schema.blocking:
                     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -29,19 +30,34 @@ def see_who_joins(recorder: Recorder) -> None:
     ledger = recorder.ledger
     job = GroupRecord("the job", ledger.string("the job"), tuple(range(ledger.world_size)))
     recorder.event(Kind.GROUP, group=job.key, ranks=job.members)
-    signature = inspect.signature(init_process_group)
+    signature, port = inspect.signature(init_process_group), os.environ.get("MASTER_PORT")
 
     @functools.wraps(init_process_group)
     def joining(*args: Any, **kwargs: Any) -> None:
         call = _Joining.of(signature, args, kwargs)
+        # Ranks numbered otherwise than they were started: who waits there for whom is not known, but at one
+        # address all must want a world of one size.
+        numbered_alike = (call.rank, call.world_size) == (ledger.rank, ledger.world_size)
+        followed = numbered_alike or (call.world_size > 0 and call.is_at(port))
         with call.own_store():
-            if is_initialized() or (call.rank, call.world_size) != (ledger.rank, ledger.world_size):
+            if is_initialized() or not followed:
                 init_process_group(*args, **kwargs)
                 return
+            size = f"a world of {call.world_size}"
             with job.lock:
-                site = recorder.site(sys._getframe(1))
                 number = recorder.collective(
-                    job, "init_process_group", None, None, None, 0, -1, -1, site, Flag.WAITED
+                    job,
+                    "init_process_group",
+                    None,
+                    None,
+                    None,
+                    0,
+                    -1,
+                    -1,
+                    recorder.site(sys._getframe(1)),
+                    Flag.WAITED if numbered_alike else 0,
+                    json.dumps({"same": size}),
+                    same=size,
                 )
             try:
                 init_process_group(*args, **kwargs)
@@ -83,6 +99,10 @@ class _Joining:
             return cls(int(known["rank"]), int(known["world_size"]), method)
         except (TypeError, ValueError):
             return cls(-1, -1, method)
+
+    def is_at(self, port: str | None) -> bool:
+        """Whether it meets the others where the launcher said."""
+        return self.method.startswith("env://") and os.environ.get("MASTER_PORT") == port
 
     @contextlib.contextmanager
     def own_store(self) -> Iterator[None]:

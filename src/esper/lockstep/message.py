@@ -51,7 +51,8 @@ def message(finding: Finding, last_settled: Slot | None) -> str:
     """Headline, then one line a side."""
     rows = [_waiting_row(entries) for entries in _by_place(finding)]
     rows += _guilty_rows(finding.guilty)
-    if last_settled is not None:
+    of_pairs = finding.group.startswith("p2p:")
+    if last_settled is not None and (of_pairs or last_settled.sequence < finding.sequence):
         entry = next(iter(last_settled.entries.values()))
         rows.append((f"last in common: {_call(entry)}", short_site(entry.site), ""))
     wide = max(len(row[0]) for row in rows)
@@ -60,8 +61,10 @@ def message(finding: Finding, last_settled: Slot | None) -> str:
 
 
 def _call(entry: Entry) -> str:
-    group = "" if entry.group == "default" else f" of {entry.group.removeprefix('p2p:')}"
-    return f"{entry.op} #{entry.sequence}{group}"
+    name = entry.group.removeprefix("p2p:")
+    # A send or receive is numbered by its rank alone, which tells the other nothing.
+    number = "" if entry.group != name else f" #{entry.sequence}"
+    return f"{entry.op}{number}{'' if name == 'default' else f' of {name}'}"
 
 
 def _headline(finding: Finding) -> str:
@@ -102,6 +105,7 @@ def _headline(finding: Finding) -> str:
             return f"{guilty} disagree{'' if plural else 's'} in {awaited}{swapped}"
 
 
+_WIDEST = 160  # characters of an exception's text
 _ENDED = {
     "crashed": "died before",
     "raised": "raised before",
@@ -162,13 +166,20 @@ def _guilty_row(ranks: list[int], where: Where | None) -> tuple[str, str, str]:
     if where.state == "differs":
         return who, site, "differs"
     if where.entry is not None:
-        return f"{who} {be} in {_call(where.entry)}{tensor_text(where.entry, full=True)}", site, "differs"
+        at = f"{who} {be} in {_call(where.entry)}{tensor_text(where.entry, full=True)}"
+        return at, site, _first_line(where.detail) or "differs"
     did = {
         "killed": f"{'were' if several else 'was'} killed",
         "raised": "raised",
         "exited": f"{be} over",
         "stopped": f"{be} stopped",
     }.get(where.state, f"{be} {where.state}")
-    if where.op is not None:
+    if where.op is not None and where.state != "raised":
         did = f"called {where.op}"
-    return f"{who} {did}", site, where.detail or ""
+    return f"{who} {did}", site, _first_line(where.detail)
+
+
+def _first_line(text: str | None) -> str:
+    """What of an exception's text fits a row; the JSON has it in full."""
+    first = (text or "").partition("\n")[0]
+    return first if len(first) <= _WIDEST else first[: _WIDEST - 1] + "\N{HORIZONTAL ELLIPSIS}"

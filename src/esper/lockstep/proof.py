@@ -18,7 +18,7 @@ from esper.lockstep.suspicion import suspects, unexplained
 from esper.lockstep.view import View
 
 # What ranks make in step, though it is no collective: kind of a contradiction in it.
-_MADE_TOGETHER = {"new_group": "group", "DistributedDataParallel": "model"}
+_MADE_TOGETHER = {"new_group": "group", "init_process_group": "group", "DistributedDataParallel": "model"}
 
 # Until then a swap is waited for: seconds, from one call that the backend took to the next one.
 _NEXT_WITHIN = 0.15
@@ -134,7 +134,7 @@ def _mismatch(view: View, slot: Slot, sides: list[list[int]], since: float) -> F
         slot.group,
         slot.sequence,
         waiting,
-        {rank: in_collective(slot.entries[rank]) for rank in bad},
+        {rank: in_collective(slot.entries[rank], kind) for rank in bad},
         subject=subject,
         decidable=_decidable(slot, sides, since),
     )

@@ -22,6 +22,8 @@ _STEP = 0x9E3779B97F4A7C15
 VICTIM = "_lockstep_victim"
 # Distinct calls that are remembered; object collectives have a shape of their own each time.
 _MOST_CALLS = 4096
+# Distinct texts of exceptions that passed by while a collective was called, and how much is kept of each.
+_MOST_ERRORS, _ERROR_TEXT = 1000, 300
 
 
 class GroupRecord:
@@ -49,6 +51,7 @@ class Recorder:
         self._native_thread = threading.local()
         self.internal = internal
         self._detached = False
+        self._passing: set[str] = set()
         # Threads of C++ come to run Python, an RPC or what is chained to a future: nobody can count them.
         self.uncounted_threads = False
 
@@ -157,6 +160,14 @@ class Recorder:
             detail=string(json.dumps(detail, default=str)) if detail else 0,
             thread=self.thread(),
         )
+
+    def passing(self, error: BaseException) -> str:
+        """The exception that is being handled while a call is made, as a detail."""
+        text = f"{type(error).__name__}: {str(error)[:_ERROR_TEXT]}"
+        if text not in self._passing and len(self._passing) >= _MOST_ERRORS:
+            text = type(error).__name__  # a program that lives by its exceptions must not fill the disk
+        self._passing.add(text)
+        return json.dumps({"error": text})
 
     def thread(self) -> int:
         """The calling thread's kernel id (a system call the first time in each thread)."""

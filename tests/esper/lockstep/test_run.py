@@ -115,7 +115,7 @@ def test_a_scripts_own_status_is_passed_on(tmp_path: Path) -> None:
         ("raise ValueError('bad sample')", "raised", "raised", "ValueError: bad sample"),
         ("sys.exit(0)", "exited", "exited", "status 0"),
         ("os._exit(9)", "exited", "exited", "status 9"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", "crashed", "killed", "signal 9"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "crashed", "killed", "SIGKILL"),
     ],
 )
 def test_a_rank_that_is_gone(tmp_path: Path, end: str, kind: str, state: str, detail: str) -> None:

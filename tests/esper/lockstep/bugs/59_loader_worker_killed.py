@@ -3,6 +3,7 @@
 """A worker process of one rank's loader is killed.
 
 Today: the other node hangs, with a connection error in the end.
+The loader raises wherever its parent is when the worker's death is noticed, in the all_reduce, too.
 Wanted: rank 0 raised RuntimeError from its loader; rank 1 waits in all_reduce.
 """
 
@@ -33,7 +34,7 @@ class Samples(Dataset[torch.Tensor]):
 
 def train() -> None:
     for batch in DataLoader(Samples(), num_workers=1, prefetch_factor=1):  # B
-        dist.all_reduce(batch)  # A
+        dist.all_reduce(batch)  # A B
 
 
 train()
