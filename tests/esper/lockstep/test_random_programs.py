@@ -105,8 +105,6 @@ def judged(fault: Faulty, report: dict[str, Any]) -> str | None:
         if (sure == "alone" and named != {fault.rank}) or (sure == "among" and fault.rank not in named):
             return f"{sorted(named)} named, and not {fault.rank} {sure}"
         return None
-    if in_flight(fault) or (found == "failed" and breaks_at_issue(fault)):
-        return None
     if expected == "doomed":
         return f"{found}, though it can't come to its end"
     # By itself, and unnoticed by the others: its status is not 0, or it is left stopped.
@@ -114,23 +112,6 @@ def judged(fault: Faulty, report: dict[str, Any]) -> str | None:
     return (
         None if expected == "open" or found in (allowed, "clean") else f"{found}, though it comes to its end"
     )
-
-
-def in_flight(fault: Faulty) -> bool:
-    """Whether the rank ends or stops with calls that it has not waited in."""
-    program = fault.run.programs[fault.rank]
-    waited = {one.index for one in program if isinstance(one, Await)}
-    calls = [(index, one) for index, one in enumerate(program) if isinstance(one, Issue)]
-    return fault.ends and any(not one.waits and index not in waited for index, one in calls)
-
-
-def breaks_at_issue(fault: Faulty) -> bool:
-    """Whether a peer sends to the rank that is gone, or receives from it. Where the connection is closed
-    already the call raises as it is issued, and is not yet one that anybody waits in.
-    """
-    programs = (program for rank, program in enumerate(fault.run.programs) if rank != fault.rank)
-    calls = (one for program in programs for one in program if isinstance(one, Issue))
-    return fault.ends and any(one.peer in (fault.rank, ANY) for one in calls)
 
 
 def guilt(fault: Faulty) -> str:
