@@ -118,7 +118,7 @@ class Entry:
         times = self.times
         if times.flags & Flag.REFUSED or (times.wait_ended and not times.flags & Flag.FAILED):
             return False
-        return bool(times.wait_begun or times.flags & (Flag.WAITED | Flag.FAILED))
+        return bool(times.wait_begun or times.flags & Flag.WAITED)
 
     def waiting_since(self, now: float) -> float | None:
         """When the wait began that it is in, or between two polls of, at `now`; None when it is in none."""

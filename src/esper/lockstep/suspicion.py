@@ -118,8 +118,8 @@ def _standstill(view: View, waits: dict[int, list[Wait]], now: float, patience: 
     """
     stuck = _waiting(view, waits, now)
     ranks = {wait.entry.rank for _, wait in stuck} | {rank for _, wait in stuck for rank in wait.lacks}
-    if not stuck:
-        return []
+    if not stuck or late(view, waits, now):
+        return []  # somebody is only late
     since = max([begun for begun, _ in stuck] + [_active(view, rank) for rank in ranks])
     if now - since <= patience.running:
         return []

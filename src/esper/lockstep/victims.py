@@ -96,7 +96,9 @@ def _last(view: View, seen: RankView) -> list[Entry]:
 
 
 def _broken_off(view: View, waits: dict[int, list[Wait]], now: float, final: bool) -> list[Finding]:
-    """Calls that all had entered and that broke, since a member ended in their midst."""
+    """Calls that broke since a member ended in their midst, though all had entered them, or before they were
+    made.
+    """
     found = []
     for seen in view.ranks:
         end = seen.raised or seen.exit
@@ -108,7 +110,8 @@ def _broken_off(view: View, waits: dict[int, list[Wait]], now: float, final: boo
             group = entry.group.removeprefix("p2p:")
             if not (entry.times.flags & Flag.FAILED or entry.native):
                 continue
-            for rank in view.matching.members(group):
+            members = view.matching.members(group)
+            for rank in members[entry.peer : entry.peer + 1] if entry.peer >= 0 else members:
                 ended = terminal(view, waits, rank, group, excuse=True) if rank != seen.rank else None
                 if ended is not None and ended[1] <= end.issued + NOTICED_WITHIN:
                     kind, at, where = ended

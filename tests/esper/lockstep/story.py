@@ -87,6 +87,8 @@ class Story:
         p2p_tag: int = 0,
         flags: Flag = Flag.WAITED,
         skip: int = 0,
+        shape: tuple[int, ...] = (4,),
+        dtype: str = "float32",
     ) -> Entry:
         """A send or a receive; `peer` counts in the group, -1 is any source."""
         key = f"p2p:{group}"
@@ -100,6 +102,8 @@ class Story:
             sequence=sequence,
             op=op,
             peer=peer,
+            dtype=dtype,
+            shape=shape,
             flags=flags,
             thread=rank + 1,
             detail=detail,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from esper.lockstep.entry import Flag
+from esper.lockstep.entry import Flag, Kind
 from tests.esper.lockstep.story import ASYNC, NATIVE, TWO_SECONDS, Story
 
 # wait_cycle
@@ -147,6 +147,33 @@ def test_a_send_to_a_receiver_from_any_source_is_no_proof() -> None:
     story.come_back(received)
     story.call(1, "barrier")  # the sender's return is not stamped yet
     assert story.found() is None
+
+
+def test_a_message_must_fit_the_buffer_of_its_receive() -> None:
+    story = Story(2)
+    story.point(0, "send", 1, shape=(2,), dtype="int64")
+    story.point(1, "recv", 0)
+    assert story.found() is None  # as many bytes
+    story.point(0, "send", 1, shape=(3,))
+    story.point(1, "recv", 0)
+    assert story.found() is None  # a shorter one is legal
+    story.point(1, "recv", 0)
+    story.point(0, "send", 1, shape=(5,))
+    assert story.found() == ("mismatch", [0, 1])
+
+
+def test_parts_of_an_all_to_all_must_fit() -> None:
+    def story(sent: list[int]) -> Story:
+        story = Story(2)
+        parts: list[dict[str, object]] = [{"to": sent, "from": [1, 2]}, {"to": [2, 2], "from": [3, 2]}]
+        for rank, detail in enumerate(parts):
+            story.write(
+                rank, Kind.COLLECTIVE, group="default", op="all_to_all", flags=Flag.WAITED, detail=detail
+            )
+        return story
+
+    assert story([1, 3]).found() is None
+    assert story([1, 4]).found() == ("mismatch", [0, 1])
 
 
 def test_a_receiver_from_any_source_waits_for_one_of_the_others() -> None:

@@ -32,7 +32,7 @@ from typing import Any
 import pytest
 
 from tests.esper.lockstep.launching import command
-from tests.esper.lockstep.machine import ANY, Await, Issue, Run, State, entered, place_of, standstills, waits
+from tests.esper.lockstep.machine import ANY, Issue, Run, State, entered, place_of, standstills, waits
 from tests.esper.lockstep.random_programs import Faulty, Kinds, always_completes, faulty, healthy, verdict
 
 HERE = Path(__file__).parent

@@ -36,6 +36,14 @@ def test_a_stopped_rank_is_judged_sooner() -> None:
     assert story.found(later=0.2, patience=TWO_SECONDS) == ("frozen", [1])
 
 
+def test_time_without_a_processor_is_not_its_own() -> None:
+    story = Story(2)
+    story.call(0)
+    story.starving[1] = 5.0
+    assert story.found(later=6.0, patience=TWO_SECONDS) is None
+    assert story.found(later=2.0, patience=TWO_SECONDS) == ("stalled", [1])
+
+
 def test_a_late_rank_that_was_stopped_just_now_is_not_judged_for_it() -> None:
     story = in_step(2)
     story.call(0)

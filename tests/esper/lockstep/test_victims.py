@@ -81,6 +81,40 @@ def test_who_leaves_after_a_call_broke_that_all_had_entered_is_a_victim() -> Non
     assert story.found() == ("crashed", [2])
 
 
+def test_a_call_that_broke_though_all_had_entered_it_is_its_breakers_doing() -> None:
+    story = Story(3)
+    for rank in (0, 1):
+        story.call(rank, flags=ASYNC)
+    broken = story.call(2)
+    story.ends_process(1, -9)
+    story.come_back(broken, failed=True)
+    story.raises(2, victim=True)
+    assert story.found() is None  # a death is noticed a little late
+    assert story.found(later=0.3) == ("crashed", [1])
+
+
+def test_a_send_to_a_rank_that_is_gone_is_its_end() -> None:
+    story = Story(3)
+    story.ends_process(1, 9)
+    story.come_back(story.point(0, "send", 1, flags=ASYNC), failed=True)
+    assert story.found(later=0.3) is None  # caught, perhaps
+    story.raises(0, victim=True)
+    assert story.found(later=0.3) == ("exited", [1])
+
+
+def test_who_gives_up_names_the_one_that_never_came() -> None:
+    story = Story(3)
+    story.letters[1] = "S"
+    story.come_back(story.call(0), failed=True)
+    story.raises(0, victim=True)
+    story.call(2)
+    assert story.found(later=0.3) == ("frozen", [1])
+    own = Story(3)
+    own.call(0, flags=ASYNC)
+    own.raises(0)  # an error of its own
+    assert own.found(later=0.3) is None
+
+
 def test_an_excuse_without_a_culprit_does_not_hold() -> None:
     story = Story(2)
     story.call(0)
