@@ -167,6 +167,9 @@ class Files:
     def audit(self, entry: Entry) -> tuple[int, ...] | None:
         return None
 
+    def starved(self, rank: int, since: float) -> float:
+        return 0.0
+
     def stopped_since(self, rank: int) -> float | None:
         return None
 

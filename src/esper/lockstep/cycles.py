@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from esper.lockstep.entry import Entry
@@ -26,10 +27,16 @@ def needs_of(view: View, waits: Sequence[Wait]) -> list[Need]:
     # An op from C++ counts from its issue, though its thread may have gone on to a wait that is seen.
     seen = {wait.entry.thread for wait in blocked if not wait.entry.native}
     return [
-        Need(wait.entry, set(certain(wait, _members(view, wait.entry))), wait.any_of)
+        Need(wait.entry, _shared(certain(wait, _members(view, wait.entry))), wait.any_of)
         for wait in blocked
         if not wait.entry.native or wait.entry.thread not in seen
     ]
+
+
+@functools.lru_cache(maxsize=64)
+def _shared(ranks: tuple[int, ...]) -> frozenset[int]:
+    """One set for all who wait in one collective: made for each of 1,000 ranks they are most of a proof."""
+    return frozenset(ranks)
 
 
 def asleep(view: View, needs: list[Need]) -> bool:
@@ -45,7 +52,10 @@ def cycles(view: View, waits: dict[int, list[Wait]], now: float, patience: Patie
             needs[rank] = need
     left = {seen.rank for seen in view.ranks if seen.left}
     needs = held(needs, left, lambda ones: asleep(view, ones))
-    edges = {rank: {peer for one in ones for peer in one.peers} - left for rank, ones in needs.items()}
+    edges = {
+        rank: ones[0].peers if len(ones) == 1 else frozenset().union(*(one.peers for one in ones))
+        for rank, ones in needs.items()
+    }
     circle = on_circles(edges)
     if not circle:
         return []
@@ -63,8 +73,9 @@ def cycles(view: View, waits: dict[int, list[Wait]], now: float, patience: Patie
     sides = sorted(places.values(), key=len, reverse=True)
     good = sides[0] if len(sides) > 1 and len(sides[0]) > len(sides[1]) else []
     # Whom most of them wait for: a member that itself only waits for one of those is a victim, too.
-    wanted = set().union(*(one.peers for rank in good for one in needs[rank]))
-    bad = [rank for rank in circle if rank in wanted.difference(good)] if good else circle
+    wanted = {peer for peers in {one.peers for rank in good for one in needs[rank]} for peer in peers}
+    wanted -= set(good)
+    bad = [rank for rank in circle if rank in wanted] if good else circle
     if misled:
         kind, bad = "peer", misled
         # Who wants the misled ones comes first: that pair is the contradiction.

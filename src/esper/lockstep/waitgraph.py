@@ -13,7 +13,7 @@ class Need:
     """One wait that a rank's thread is in: it can't end without all of `peers`, or one where `any_of`."""
 
     entry: Entry
-    peers: set[int]
+    peers: frozenset[int]
     any_of: bool = False
 
     def held_by(self, ranks: Collection[int], gone: Collection[int] = ()) -> bool:
@@ -32,9 +32,15 @@ def held(
     """
     left = dict(needs)
     awaited_by: dict[int, list[int]] = {}
-    for rank, ones in needs.items():
-        for peer in {peer for one in ones for peer in one.peers}:
-            awaited_by.setdefault(peer, []).append(rank)
+
+    def freed(rank: int) -> list[int]:
+        """Take a rank out; those that may be free now."""
+        del left[rank]
+        if not awaited_by:
+            for waiting, ones in needs.items():
+                for peer in frozenset().union(*(one.peers for one in ones)):
+                    awaited_by.setdefault(peer, []).append(waiting)
+        return awaited_by.get(rank, [])
 
     def free(rank: int) -> bool:
         # A rank one of whose threads waits for somebody who may yet come is free again then.
@@ -45,14 +51,12 @@ def held(
         while todo:
             rank = todo.pop()
             if rank in left and free(rank):
-                del left[rank]
-                todo += awaited_by.get(rank, ())
+                todo += freed(rank)
         awake = [rank for rank, ones in left.items() if not blocked(ones)]
         if not awake:
             return left
         for rank in awake:
-            del left[rank]
-            todo += awaited_by.get(rank, ())
+            todo += freed(rank)
 
 
 def on_circles(edges: Mapping[int, Collection[int]]) -> list[int]:

@@ -35,7 +35,9 @@ def test_on_a_circle_is_who_is_reached_from_himself(edges: dict[int, frozenset[i
     st.dictionaries(
         st.integers(0, 5),
         st.lists(
-            st.builds(Need, st.just(ENTRY), st.sets(st.integers(0, 6)), st.booleans()), min_size=1, max_size=2
+            st.builds(Need, st.just(ENTRY), st.frozensets(st.integers(0, 6)), st.booleans()),
+            min_size=1,
+            max_size=2,
         ),
     ),
     st.sets(st.integers(0, 6)),
@@ -55,7 +57,7 @@ def test_held_is_what_is_left_when_all_who_can_go_on_have(
 
 def test_a_long_chain_takes_no_longer_than_its_edges() -> None:
     """20,000 ranks, each waiting for the next: one look at all for each that goes on would take minutes."""
-    needs = {rank: [Need(ENTRY, {rank + 1})] for rank in range(20_000)}
+    needs = {rank: [Need(ENTRY, frozenset({rank + 1}))] for rank in range(20_000)}
     assert held(needs, (), lambda ones: True) == {}
     ring = {rank: {(rank + 1) % 20_000} for rank in range(20_000)}
     assert len(on_circles(ring)) == 20_000
