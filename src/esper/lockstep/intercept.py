@@ -11,6 +11,7 @@ import _thread
 import functools
 import sys
 from collections.abc import Callable
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -29,6 +30,10 @@ from esper.lockstep.works import Works, mark_victim
 
 _WAITED, _NATIVE, _UNWINDING = int(Flag.WAITED), int(Flag.NATIVE), int(Flag.UNWINDING)
 _POLLED, _OFFERED = int(Flag.POLLED), int(Flag.OFFERED)
+_BACKWARD = getattr(getattr(torch.autograd.graph, "_engine_run_backward", None), "__code__", None)
+_STRIDED, _RED_OP = torch.strided, dist.ReduceOp.RedOpType
+_REDUCE_NAMES: dict[Any, str] = {value: name for name, value in _RED_OP.__members__.items()}
+_BY_NUMBER = {value.value: name for value, name in _REDUCE_NAMES.items()}
 
 
 class Interception:
@@ -120,11 +125,9 @@ class Interception:
         """
         below = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)
         unbox_group, unbox_work = dist.ProcessGroup.unbox, torch._C._distributed_c10d.Work.unbox
-        reduce_type, python_api = dist.ReduceOp.RedOpType, c10d.__file__
-        by_value: dict[Any, str] = {value: name for name, value in reduce_type.__members__.items()}
-        reduce_names = {value.value: name for value, name in by_value.items()}
+        python_api = c10d.__file__
         recorder, groups, works, known_works = self.recorder, self.groups, self.works, self.works.known
-        redispatch, stamp, taken = overload.redispatch, recorder.ledger.stamp, recorder.ledger.take_flag
+        redispatch, stamp, set_flags = overload.redispatch, recorder.ledger.stamp, recorder.ledger.set_flags
         getframe, handled = sys._getframe, sys.exception
         op, at_group, at_reduce, at_async, at_root, at_peer, at_data = (
             schema.op,
@@ -158,13 +161,8 @@ class Interception:
             dtype, shape, elements = (None, None, 0) if at_data is None else _describe(args[at_data])
             if is_barrier and not native:
                 self.replicas.audit("barrier", group, frame)
-            reduce_op = None
-            if at_reduce is not None:
-                # Python's caller still has it by name; asking the boxed one costs 6 us.
-                given = None if native or caller is not None else frame.f_locals.get("op")
-                reduce_op = by_value[given] if type(given) is reduce_type else None
-                if reduce_op is None:
-                    reduce_op = reduce_names.get(args[at_reduce].op(), "?")
+            given = None if native or caller is not None else frame
+            reduce_op = None if at_reduce is None else _reduce_op(args[at_reduce], given, frame.f_code)
             record_in = groups.channel(group) if schema.point_to_point else group
             with record_in.lock:
                 number = recorder.collective(
@@ -190,7 +188,7 @@ class Interception:
                     except BaseException as error:
                         self._not_taken(error, number, record_in)
                         raise
-                    taken(number, _OFFERED)
+                    set_flags(number, flags & ~_OFFERED)
             if schema.blocking:
                 # It sends and receives inside: under the lock a second thread of the group would wait with
                 # it.
@@ -254,6 +252,20 @@ def _blocking(
     return out
 
 
+def _reduce_op(boxed: Any, caller: FrameType | None, code: CodeType) -> str:
+    """The name of a call's reduce operation.
+
+    Python's `caller` still has it by name, and what C++ issues in a backward is the reducer's sum. Asking the
+    boxed one costs 6 us, and several times that where the processor has forgotten the way since.
+    """
+    given = None if caller is None else caller.f_locals.get("op")
+    if type(given) is _RED_OP:
+        return _REDUCE_NAMES[given]
+    if code is _BACKWARD:
+        return "SUM"
+    return _BY_NUMBER.get(boxed.op(), "?")
+
+
 def _describe(data: Any) -> tuple[Any, Any, int]:
     """dtype (and what else keeps it from meeting a dense tensor) and shape of a tensor, or of the first of
     nested lists of them, and the elements of all.
@@ -264,7 +276,7 @@ def _describe(data: Any) -> tuple[Any, Any, int]:
         dtype = data.dtype
         if data.is_meta:  # has no data: its call returns and nothing is exchanged
             dtype = f"{dtype} on meta"
-        elif data.layout is not torch.strided:  # goes another way through the backend than a dense one
+        elif data.layout is not _STRIDED:  # goes another way through the backend than a dense one
             dtype = f"{dtype} {str(data.layout).removeprefix('torch.')}"
         return dtype, data.shape, data.numel()
     if not data:

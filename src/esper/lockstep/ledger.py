@@ -196,10 +196,9 @@ class Ledger:
             U32.pack_into(self._map, at + FLAGS_AT, before & ~without | flags)
         F64.pack_into(self._map, at + TIMES_AT + 8 * which, time.monotonic())
 
-    def take_flag(self, number: int, flag: int) -> None:
-        """Take a flag that was just written away from record `number`."""
-        at = HEADER_SIZE + number % self.capacity * RECORD_SIZE + FLAGS_AT
-        U32.pack_into(self._map, at, U32.unpack_from(self._map, at)[0] & ~flag)
+    def set_flags(self, number: int, flags: int) -> None:
+        """Set the flags of record `number`, which was just written and which nobody else has seen."""
+        U32.pack_into(self._map, HEADER_SIZE + number % self.capacity * RECORD_SIZE + FLAGS_AT, flags)
 
     def set_state(self, state: State) -> None:
         """Where the program is."""
