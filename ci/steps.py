@@ -112,6 +112,9 @@ def end_leftovers(mark: str, *, patience: float = 2.0) -> list[str]:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
+    deadline = time.monotonic() + patience
+    while left and marked(mark) and time.monotonic() < deadline:  # a kill takes its time
+        time.sleep(0.01)
     return [f"{pid} {command}" for pid, command in left.items()]
 
 

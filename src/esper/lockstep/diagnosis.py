@@ -126,7 +126,7 @@ def tensor_text(entry: Entry, *, full: bool = False) -> str:
         parts.append(f"{'to' if entry.op == 'send' else 'from'} rank {entry.peer}")
     if full and "to" in entry.detail:
         parts.append(f"sends {entry.detail['to']}, takes {entry.detail['from']}")
-    if entry.op == "init_process_group":
+    if full and entry.op == "init_process_group":
         parts.append(str(entry.detail.get("same")))
     if "ranks" in entry.detail:
         parts.append(f"ranks {', '.join(map(str, entry.detail['ranks']))}")

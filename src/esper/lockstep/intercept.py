@@ -11,7 +11,7 @@ import _thread
 import functools
 import sys
 from collections.abc import Callable
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -161,8 +161,9 @@ class Interception:
             dtype, shape, elements = (None, None, 0) if at_data is None else _describe(args[at_data])
             if is_barrier and not native:
                 self.replicas.audit("barrier", group, frame)
-            given = None if native or caller is not None else frame
-            reduce_op = None if at_reduce is None else _reduce_op(args[at_reduce], given, frame.f_code)
+            # What an interposer has changed, the caller does not have.
+            given = frame if caller is None else None
+            reduce_op = None if at_reduce is None else _reduce_op(args[at_reduce], given, native)
             record_in = groups.channel(group) if schema.point_to_point else group
             with record_in.lock:
                 number = recorder.collective(
@@ -252,17 +253,17 @@ def _blocking(
     return out
 
 
-def _reduce_op(boxed: Any, caller: FrameType | None, code: CodeType) -> str:
+def _reduce_op(boxed: Any, caller: FrameType | None, native: bool) -> str:
     """The name of a call's reduce operation.
 
     Python's `caller` still has it by name, and what C++ issues in a backward is the reducer's sum. Asking the
     boxed one costs 6 us, and several times that where the processor has forgotten the way since.
     """
-    given = None if caller is None else caller.f_locals.get("op")
-    if type(given) is _RED_OP:
+    if caller is not None and native:
+        if caller.f_code is _BACKWARD:
+            return "SUM"
+    elif caller is not None and type(given := caller.f_locals.get("op")) is _RED_OP:
         return _REDUCE_NAMES[given]
-    if code is _BACKWARD:
-        return "SUM"
     return _BY_NUMBER.get(boxed.op(), "?")
 
 

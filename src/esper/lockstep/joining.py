@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import torch.distributed
-from torch.distributed import device_mesh, distributed_c10d, init_process_group, is_initialized
+from torch.distributed import device_mesh, distributed_c10d, is_initialized
 
 from esper.lockstep.entry import Flag, Kind, Time
 from esper.lockstep.groups import patch
@@ -30,6 +30,8 @@ def see_who_joins(recorder: Recorder) -> None:
     ledger = recorder.ledger
     job = GroupRecord("the job", ledger.string("the job"), tuple(range(ledger.world_size)))
     recorder.event(Kind.GROUP, group=job.key, ranks=job.members)
+    # As the interception has it already, which notes what job this process is in.
+    init_process_group = torch.distributed.init_process_group
     signature, port = inspect.signature(init_process_group), os.environ.get("MASTER_PORT")
 
     @functools.wraps(init_process_group)
