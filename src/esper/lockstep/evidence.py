@@ -67,8 +67,12 @@ def current_line(
         return name, None
     try:
         before = path.stat().st_size
-        os.kill(pid, STACK_SIGNAL)
-        if letter in "Tt":
+        if letter not in "Tt":
+            os.kill(pid, STACK_SIGNAL)
+        else:
+            # To its main thread, which then answers before it does anything else. Sent to the process, a
+            # thread of gloo's took it now and then, and the main thread was a line further meanwhile.
+            _signal_thread(pid, pid)
             os.kill(pid, signal.SIGCONT)
     except OSError:
         return name, None
@@ -92,14 +96,23 @@ def sleeps_in_torch(pid: int, thread: int, path: Path, within: float) -> bool:
     """
     try:
         before = path.stat().st_size
-        if ctypes.CDLL(None).tgkill(pid, thread, int(STACK_SIGNAL)) != 0:
-            return False
-    except (OSError, AttributeError):  # gone, or a C library without tgkill
+        _signal_thread(pid, thread)
+    except OSError:
         return False
     text = _answer(path, before, within)
     current = text[text.find("Current thread") :] if "Current thread" in text else ""
     frame = _FRAME.search(current)
     return frame is not None and frame[1].endswith(_WAITS_IN_CPP)
+
+
+def _signal_thread(pid: int, thread: int) -> None:
+    """Ask one thread for the stacks. Raises OSError where it is gone, or the C library lacks tgkill."""
+    try:
+        failed = ctypes.CDLL(None).tgkill(pid, thread, int(STACK_SIGNAL))
+    except AttributeError as error:
+        raise OSError("no tgkill") from error
+    if failed:
+        raise OSError(f"no thread {thread} in process {pid}")
 
 
 def _answer(path: Path, before: int, within: float) -> str:

@@ -113,7 +113,8 @@ def test_the_bug_is_found(bug: Bug, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert lapses == [], f"{json.dumps(found, indent=1)}\n{told}"
 
 
-@pytest.mark.parametrize("bug", PARAMETERS)
+@pytest.mark.stress  # the zoo has healthy programs enough for every day
+@pytest.mark.parametrize("bug", ALL, ids=lambda bug: bug.path.stem)
 def test_its_healthy_twin_is_clean(bug: Bug, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEALTHY", "1")
     status, report, told = _run(bug, tmp_path, patience=10)
