@@ -5,17 +5,28 @@ from __future__ import annotations
 import contextlib
 import os
 import sysconfig
+from importlib.util import find_spec
+
+
+def _places(name: str) -> tuple[str, ...]:
+    """Where a package or module lies, which need not be this environment's site-packages. Imports nothing."""
+    try:
+        found = find_spec(name)
+    except ValueError:  # somebody put a module without a specification in its place
+        found = None
+    if found is None:
+        return ()
+    return tuple(place + os.sep for place in found.submodule_search_locations or ()) or (str(found.origin),)
+
 
 _STDLIB = sysconfig.get_path("stdlib")
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 INTERNAL: tuple[str, ...] = (
     _HERE,
-    os.path.join(sysconfig.get_path("purelib"), "torch") + os.sep,
-    os.path.join(sysconfig.get_path("platlib"), "torch") + os.sep,
+    *_places("torch"),
     contextlib.__file__,
-    os.path.join(sysconfig.get_path("purelib"), "typing_extensions.py"),
-    os.path.join(sysconfig.get_path("platlib"), "typing_extensions.py"),
+    *_places("typing_extensions"),  # of functions that torch has deprecated
     os.path.join(_STDLIB, "typing.py"),
     os.path.join(_STDLIB, "threading.py"),
     os.path.join(_STDLIB, "subprocess.py"),

@@ -56,6 +56,7 @@ def test_every_operation_is_seen_alike_on_both_ranks() -> None:
             every_call(rank)
             calls = recording.calls()
         assert all(call.waited() is (call.times.wait_ended == 0.0) for call in calls)
+        assert {call.site.file for call in calls if call.site} == {__file__}
         return [
             (one.sequence, one.op, one.reduce_op, one.dtype, one.root, one.elements, one.digest)
             for one in calls
