@@ -83,7 +83,7 @@ class Recorder:
             Kind.RAISED,
             site=_innermost(error.__traceback__, self),
             type=type(error).__name__,
-            text=str(error)[:2000],
+            text=_text(error)[:2000],
             victim=is_victim(error),
             leaves=leaves and not _others(),
         )
@@ -114,7 +114,7 @@ class Recorder:
             Kind.DESTROY,
             group=group,
             site=_innermost(error.__traceback__, self) or site,
-            error=f"{type(error).__name__}: {error}"[:2000],
+            error=f"{type(error).__name__}: {_text(error)}"[:2000],
             victim=is_victim(error),
         )
 
@@ -163,7 +163,7 @@ class Recorder:
 
     def passing(self, error: BaseException) -> str:
         """The exception that is being handled while a call is made, as a detail."""
-        text = f"{type(error).__name__}: {str(error)[:_ERROR_TEXT]}"
+        text = f"{type(error).__name__}: {_text(error)[:_ERROR_TEXT]}"
         if text not in self._passing and len(self._passing) >= _MOST_ERRORS:
             text = type(error).__name__  # a program that lives by its exceptions must not fill the disk
         self._passing.add(text)
@@ -290,6 +290,14 @@ def is_victim(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def _text(error: BaseException) -> str:
+    """What an exception says. One whose own text raises must not do so in a collective of the program."""
+    try:
+        return str(error)
+    except Exception as broken:  # noqa: BLE001  it is the user's code
+        return f"(no text: {type(broken).__name__})"
 
 
 def _innermost(trace: TracebackType | None, recorder: Recorder) -> int:

@@ -323,6 +323,23 @@ def test_what_can_not_meet_a_dense_tensor_says_so(tensor: torch.Tensor, dtype: s
     assert on_ranks(body) == [dtype, dtype]
 
 
+def test_an_exception_whose_text_raises_harms_no_call_made_while_it_passes() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise KeyError("lost")
+
+    def body(rank: int) -> str:
+        with recorded() as recording:
+            try:
+                raise Mute
+            except Mute:
+                dist.all_reduce(torch.ones(1))
+            (call,) = recording.calls()
+            return str(call.detail["error"])
+
+    assert on_ranks(body) == ["Mute: (no text: KeyError)"] * 2
+
+
 def test_works_that_nobody_waits_on_are_let_go() -> None:
     def body(rank: int) -> int:
         with recorded() as recording:
