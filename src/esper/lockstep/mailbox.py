@@ -73,6 +73,13 @@ class Mailbox:
         else:
             receives.append(entry)
 
+    @property
+    def empty(self) -> bool:
+        """Whether all that came has met, so that a new mailbox would know as much."""
+        if self._mixed or self.too_long is not None:
+            return False
+        return not any(sends or receives for sends, receives in self._pairs.values())
+
     def waits(self, refresh: Refresh, readable: Callable[[int], bool]) -> Iterator[Wait]:
         """Sends and receives that wait for each other; `readable`: whether a rank's records are all there."""
         if self._mixed:

@@ -179,6 +179,8 @@ class Matching:
             mailbox.send(entry.rank, entry)
         else:
             mailbox.receive(peer, entry)
+        if mailbox.empty:  # a program may use another tag at every step, and each look goes through all
+            del self._mailboxes[place]
 
     def open(self) -> Iterator[Slot]:
         """Per group the open slots, lowest sequence first."""

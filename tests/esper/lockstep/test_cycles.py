@@ -162,6 +162,14 @@ def test_a_message_must_fit_the_buffer_of_its_receive() -> None:
     assert story.found() == ("mismatch", [0, 1])
 
 
+def test_messages_that_have_met_are_let_go() -> None:
+    story = Story(2)
+    for step in range(1, 50):
+        story.point(0, "send", 1, p2p_tag=step)
+        story.point(1, "recv", 0, p2p_tag=step)
+    assert len(story.view.matching._mailboxes) == 0
+
+
 def test_parts_of_an_all_to_all_must_fit() -> None:
     def story(sent: list[int]) -> Story:
         story = Story(2)
