@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
-from esper.lockstep import tags, waiting
+from esper.lockstep import backward, tags, waiting
 from esper.lockstep.entry import Flag, Time
 from esper.lockstep.errors import InterceptionUnavailable
 from esper.lockstep.groups import Groups, patch
@@ -30,7 +30,6 @@ from esper.lockstep.works import Works, mark_victim
 
 _WAITED, _NATIVE, _UNWINDING = int(Flag.WAITED), int(Flag.NATIVE), int(Flag.UNWINDING)
 _POLLED, _OFFERED = int(Flag.POLLED), int(Flag.OFFERED)
-_BACKWARD = getattr(getattr(torch.autograd.graph, "_engine_run_backward", None), "__code__", None)
 _STRIDED, _RED_OP = torch.strided, dist.ReduceOp.RedOpType
 _REDUCE_NAMES: dict[Any, str] = {value: name for name, value in _RED_OP.__members__.items()}
 _BY_NUMBER = {value.value: name for value, name in _REDUCE_NAMES.items()}
@@ -128,7 +127,7 @@ class Interception:
         python_api = c10d.__file__
         recorder, groups, works, known_works = self.recorder, self.groups, self.works, self.works.known
         redispatch, stamp, set_flags = overload.redispatch, recorder.ledger.stamp, recorder.ledger.set_flags
-        getframe, handled = sys._getframe, sys.exception
+        handled = sys.exception
         op, at_group, at_reduce, at_async, at_root, at_peer, at_data = (
             schema.op,
             schema.group,
@@ -148,11 +147,11 @@ class Interception:
             if self.detached or groups.foreign:
                 return redispatch(keyset & below, *args)
             group = groups.of(unbox_group(args[at_group]))
-            frame = getframe(1) if caller is None else caller  # an interposer issues it for its caller
-            native = frame.f_code.co_filename != python_api
+            frame, thread = _caller() if caller is None else caller  # an interposer issues it for its caller
+            native = frame is None or frame.f_code.co_filename != python_api
             if self.interposer is not None and caller is None:
                 call = Call(schema, group.key, tags.current.tag, args, native, self._after, self.peek)
-                return self.interposer.around(call, functools.partial(kernel, keyset, caller=frame))
+                return self.interposer.around(call, functools.partial(kernel, keyset, caller=(frame, thread)))
             flags = (base | _NATIVE | _WAITED) if native else base
             if at_async is not None and len(args) > at_async and not args[at_async]:
                 flags |= _WAITED
@@ -182,6 +181,7 @@ class Interception:
                     else None
                     if passing is None
                     else recorder.passing(passing),
+                    thread=thread,
                 )
                 if not schema.blocking:
                     try:
@@ -236,6 +236,14 @@ class Interception:
         return bringing
 
 
+def _caller() -> tuple[FrameType | None, int | None]:
+    """The frame that called a kernel, and the kernel's id of its thread where that is not the calling one."""
+    try:
+        return sys._getframe(2), None
+    except ValueError:  # a thread of C++
+        return backward.waiting_thread()
+
+
 def _blocking(
     redispatch: Callable[..., Any],
     keyset: Any,
@@ -260,7 +268,7 @@ def _reduce_op(boxed: Any, caller: FrameType | None, native: bool) -> str:
     boxed one costs 6 us, and several times that where the processor has forgotten the way since.
     """
     if caller is not None and native:
-        if caller.f_code is _BACKWARD:
+        if caller.f_code is backward.ENGINE:
             return "SUM"
     elif caller is not None and type(given := caller.f_locals.get("op")) is _RED_OP:
         return _REDUCE_NAMES[given]

@@ -241,9 +241,10 @@ class Recorder:
         flags: int,
         detail: str | None = None,
         same: str | None = None,
+        thread: int | None = None,
     ) -> int:
         """Write a collective about to be issued in `group` and return its record's number. The caller holds
-        its lock.
+        its lock. `thread`: the kernel's id of the one that waits, where that is not the calling thread.
         """
         ledger = self.ledger
         tag = current.tag
@@ -275,7 +276,7 @@ class Recorder:
             elements,
             group.chain,
             0.0,
-            self.thread(),
+            self.thread() if thread is None else thread,
             flags,
         )
 

@@ -168,6 +168,60 @@ def test_the_reducers_call_is_at_the_line_of_the_backward() -> None:
         assert waited
 
 
+# A backward inside so many others runs in a thread of autograd's own, as all that is on a GPU does.
+NESTED = 60
+
+
+class Deeper(torch.autograd.Function):
+    """Runs `innermost` inside `depth` backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, innermost: Callable[[], None], depth: int) -> torch.Tensor:
+        ctx.innermost, ctx.depth = innermost, depth
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        with torch.enable_grad():
+            if ctx.depth:
+                Deeper.begin(ctx.innermost, ctx.depth - 1)
+            else:
+                ctx.innermost()
+        return gradient, None, None
+
+    @classmethod
+    def begin(cls, innermost: Callable[[], None], depth: int) -> None:
+        cls.apply(torch.ones(1, requires_grad=True), innermost, depth).sum().backward()  # type: ignore[no-untyped-call]
+
+
+def test_a_call_from_a_thread_of_autograds_is_the_waiting_ones() -> None:
+    def body(rank: int) -> tuple[list[Entry], list[float]]:
+        model = DistributedDataParallel(torch.nn.Linear(2, 1, bias=False))
+
+        def step() -> None:
+            model(torch.full((1, 2), float(rank))).sum().backward()  # inner step
+
+        with recorded() as recording:
+            Deeper.begin(step, NESTED)
+            gradient = model.module.weight.grad
+            assert gradient is not None
+            calls = recording.calls()
+            assert all(call.thread == threading.get_native_id() for call in calls)
+            recording.interception.interposer = Skip("all_reduce")
+            Deeper.begin(step, NESTED)
+            recording.interception.interposer = None
+            dist.barrier()
+            return calls, gradient.flatten().tolist()
+
+    line = line_of(test_a_call_from_a_thread_of_autograds_is_the_waiting_ones, "inner step")
+    for rank, (calls, gradient) in enumerate(on_ranks(body)):
+        (call,) = [call for call in calls if call.op == "all_reduce"]
+        assert call.site is not None
+        assert (call.site.line, call.reduce_op, call.native, call.waited()) == (line, "SUM", True, True)
+        # Divided by the world's size beforehand, and summed with nobody.
+        assert gradient == [(0.5 + rank) / 2] * 2
+
+
 def test_functional_collectives_are_seen() -> None:
     def body(rank: int) -> list[tuple[str, bool]]:
         with recorded() as recording:
