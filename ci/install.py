@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+KERNEL = ROOT / "src" / "esper" / "lockstep" / "kernel.cpp"
 CONSTRAINTS = ROOT / "ci" / "constraints.txt"
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
@@ -83,6 +84,7 @@ def install(cuda: bool, lock: int) -> None:
         say(f"the project with the extras {EXTRAS}")
         run([*add, "--no-build-isolation", "--editable", f"{ROOT}[{EXTRAS}]"], lock)
         run([*pip, "check"], lock)
+        build_kernel()
     except SetupError:
         # pip rolls back what it could not finish, so only a kill leaves the mark that starts afresh.
         UNFINISHED.unlink()
@@ -116,6 +118,15 @@ def install_torch(pip: Sequence[str], add: Sequence[str], cuda: bool, lock: int)
             raise SetupError(
                 f"--cuda: the index gave {what}; set ESPER_TORCH_INDEX to an index of CUDA builds."
             )
+
+
+def build_kernel() -> None:
+    """Compiles the kernel by which lockstep records, where there is a compiler: all works without it."""
+    say("lockstep's compiled kernel")
+    build = [str(PYTHON), "-I", "-m", "esper.lockstep", "build"]
+    done = subprocess.run(build, capture_output=True, text=True, check=False)
+    if done.returncode:
+        say((done.stderr.splitlines() or [f"its build ended with {done.returncode}"])[-1])
 
 
 def refuse_cuda(packages: Mapping[str, str]) -> None:
@@ -181,7 +192,7 @@ def is_stamped(cuda: bool) -> bool:
 
 def inputs() -> str:
     """A digest of all that decides what is installed; the place too, as an editable install points to it."""
-    files = [ROOT / "pyproject.toml", CONSTRAINTS, Path(__file__)]
+    files = [ROOT / "pyproject.toml", CONSTRAINTS, KERNEL, Path(__file__)]
     parts = [path.read_bytes() for path in files] + [version().encode(), os.fsencode(ROOT)]
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -20,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     script's own status.
     """
     options = _options(arguments)
+    if options.do == "build":
+        _build()
     _hold_standard_streams()
 
     from esper.lockstep.launch import run
@@ -42,7 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """What was asked for; ends the process with a sentence where it can't be."""
     parser = argparse.ArgumentParser(prog="python -m esper.lockstep")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="do", required=True)
+    commands.add_parser(
+        "build", help="compile the kernel that records most collectives, for this torch and Python, once"
+    )
     run_parser = commands.add_parser("run", help="run an env:// script on N ranks and name what would hang")
     run_parser.add_argument(
         "--nproc", type=int, required=True, metavar="N", help="how many ranks, at least 1"
@@ -59,6 +65,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     run_parser.add_argument("script", metavar="-- SCRIPT [ARGS]", nargs=argparse.REMAINDER)
     options = parser.parse_args(arguments)
+    if options.do == "build":
+        return options
     command = [word for index, word in enumerate(options.script) if index or word != "--"]
     if not command:
         run_parser.error("no script: python -m esper.lockstep run --nproc 4 -- train.py")
@@ -76,6 +84,18 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
             run_parser.error(f"--report {str(options.report)!r}: {error.strerror}")
     options.command = command
     return options
+
+
+def _build() -> NoReturn:
+    from esper.lockstep.compiled import build
+    from esper.lockstep.errors import KernelNotBuilt
+
+    try:
+        sys.stdout.write(f"{build()}\n")
+    except KernelNotBuilt as error:
+        _tell(str(error))
+        sys.exit(1)
+    sys.exit(0)
 
 
 def _unreadable(script: str) -> str | None:

@@ -73,6 +73,19 @@ class InterceptionUnavailable(RuntimeError):
         return type(self), (self.hook, self.version)
 
 
+class KernelNotBuilt(RuntimeError):
+    """The compiled kernel could not be built; `reason` says what is missing."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"the compiled kernel is not built: {reason}; the one in Python sees the same and costs more"
+        )
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason,)
+
+
 class StartError(RuntimeError):
     """A run that can't begin, through no fault of its script: `what` could not be had, `reason` says why."""
 

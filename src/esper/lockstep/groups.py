@@ -36,6 +36,11 @@ class Groups:
         # Two threads that meet a group at once must not both number its calls from 0.
         self._meeting = threading.RLock()
 
+    @property
+    def known(self) -> dict[str, GroupRecord]:
+        """Those that have been met, by torch's name; one dictionary for all time."""
+        return self._known
+
     def of(self, group: Any) -> GroupRecord:
         """The record of `group`, written with its members when it is met for the first time."""
         name = group.group_name

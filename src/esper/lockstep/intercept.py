@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
-from esper.lockstep import backward, tags, waiting
+from esper.lockstep import backward, compiled, tags, waiting
 from esper.lockstep.entry import Flag, Time
 from esper.lockstep.errors import InterceptionUnavailable
 from esper.lockstep.groups import Groups, patch
@@ -48,6 +48,7 @@ class Interception:
         self.detached = False
         self._after: After = {}
         self._library: Any = None
+        self._compiled: Any = None
         self.works = Works(recorder, self._after)
         self._undo: list[Callable[[], None]] = []
 
@@ -57,14 +58,18 @@ class Interception:
         """
         _check_hooks()
         self._library = torch.library.Library("c10d", "IMPL")  # type: ignore[no-untyped-call]
+        self._compiled = compiled.kernels_of(self)
         for schema in torch._C._jit_get_all_schemas():
             if not schema.name.startswith("c10d::") or schema.name.removeprefix("c10d::") in NOT_COLLECTIVE:
                 continue
             packet = getattr(torch.ops.c10d, schema.name.removeprefix("c10d::"))
             overload = getattr(packet, schema.overload_name or "default")
-            self._library.impl(
-                overload, self._kernel(overload, OpSchema.of(schema)), "BackendSelect", with_keyset=True
-            )
+            meaning = OpSchema.of(schema)
+            kernel = self._kernel(overload, meaning)
+            if self._compiled is None or not meaning.plain:
+                self._library.impl(overload, kernel, "BackendSelect", with_keyset=True)
+            else:
+                compiled.add(self._compiled, meaning, kernel)
         self.works.install()
         for holder, name in (
             (dist.Work, "get_future"),
@@ -88,6 +93,9 @@ class Interception:
         while self._undo:
             self._undo.pop()()
         self.works.uninstall()
+        if self._compiled is not None:
+            self._compiled.close()
+            self._compiled = None
         if self._library is not None:
             self._library._destroy()
             self._library = None
@@ -187,7 +195,7 @@ class Interception:
                     try:
                         out = redispatch(keyset & below, *args)
                     except BaseException as error:
-                        self._not_taken(error, number, record_in)
+                        self.not_taken(error, number, record_in)
                         raise
                     set_flags(number, flags & ~_OFFERED)
             if schema.blocking:
@@ -195,7 +203,10 @@ class Interception:
                 # it.
                 return _blocking(redispatch, keyset & below, args, stamp, number)
             if not native:
-                work = unbox_work(out[1] if schema.tensors_returned else out)
+                work: Any = unbox_work(out[1] if schema.tensors_returned else out)
+                if work is None:  # NCCL's of a synchronous call: its stream waits, and the program goes on
+                    set_flags(number, flags & ~_OFFERED | _WAITED | _POLLED)
+                    return out
                 if len(known_works) >= works.most:
                     works.forget_done()
                 known_works[id(work)] = (work, number, bool(flags & _WAITED))
@@ -213,7 +224,12 @@ class Interception:
         assert seen.call is not None
         return seen.call
 
-    def _not_taken(self, error: BaseException, number: int, record: GroupRecord) -> None:
+    def identify(self, op: str, reduce_op: int, data: Any, elements: int, root: int) -> tuple[int, ...]:
+        """For the compiled kernel, of a call that it has not met: what `Recorder.identify` returns."""
+        name = None if reduce_op < 0 else _BY_NUMBER.get(reduce_op, "?")
+        return self.recorder.identify(op, name, data.dtype, data.shape, elements, root)
+
+    def not_taken(self, error: BaseException, number: int, record: GroupRecord) -> None:
         """A call raised before the backend took it. The next one has its number; a send's or a receive's is
         what a peer's end did.
         """
@@ -301,7 +317,8 @@ def _refused(error: BaseException) -> bool:
     innermost = error.__traceback__
     while innermost is not None and innermost.tb_next is not None:
         innermost = innermost.tb_next
-    file = "" if innermost is None else innermost.tb_frame.f_code.co_filename
+    # The compiled kernel has no frame.
+    file = __file__ if innermost is None else innermost.tb_frame.f_code.co_filename
     native = isinstance(error, Exception) and file in (__file__, torch._ops.__file__)
     return native and not isinstance(error, dist.DistError)
 

@@ -189,7 +189,7 @@ class Recorder:
             code = frame.f_code
             plumbing = internal.get(code.co_filename)
             if plumbing is None:
-                plumbing = self._is_internal(code.co_filename)
+                plumbing = self.is_internal(code.co_filename)
             if not plumbing:
                 known = self._sites.get((code, frame.f_lineno))
                 if known is None:
@@ -199,7 +199,8 @@ class Recorder:
             frame = frame.f_back
         return 0
 
-    def _is_internal(self, filename: str) -> bool:
+    def is_internal(self, filename: str) -> bool:
+        """Whether code of this file is plumbing, in which no call site lies."""
         known = self._internal_files.get(filename)
         if known is None:
             known = self._internal_files[filename] = filename.startswith(self.internal)
@@ -226,6 +227,15 @@ class Recorder:
             self._calls.clear()
         self._calls[key] = known
         return known
+
+    def identify(
+        self, op: str, reduce_op: str | None, dtype: object, shape: object, elements: int, root: int
+    ) -> tuple[int, ...]:
+        """String ids of op, reduce operation, dtype, shape, tag and detail of a call under the current tag,
+        and its signature.
+        """
+        key = (op, reduce_op, dtype, shape, elements, root, current.tag, None)
+        return self._calls.get(key) or self._intern(key, None)
 
     def collective(
         self,
@@ -306,7 +316,7 @@ def _innermost(trace: TracebackType | None, recorder: Recorder) -> int:
     own = library = 0
     while trace is not None:
         code = trace.tb_frame.f_code
-        if not recorder._is_internal(code.co_filename):
+        if not recorder.is_internal(code.co_filename):
             site = recorder.ledger.string(Site(code.co_filename, trace.tb_lineno, code.co_qualname))
             if in_stdlib(code.co_filename):
                 library = site

@@ -82,6 +82,12 @@ class OpSchema:
             tensors_returned=len(schema.returns) == 2,
         )
 
+    @property
+    def plain(self) -> bool:
+        """Whether a call is told by its first tensor, its elements, reduce operation and root alone."""
+        told_otherwise = self.point_to_point or self.blocking or self.data is None
+        return not told_otherwise and self.detail_of() is None and self.name_of() is None
+
     def name_of(self) -> Callable[[Sequence[Any]], str] | None:
         """What names a call by its arguments, where the operator alone does not: a functional collective of
         one tensor goes through the coalesced operator.

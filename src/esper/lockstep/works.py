@@ -57,6 +57,7 @@ class Works:
 
     def _patch_wait(self) -> None:
         original: Callable[..., Any] = dist.Work.wait
+        poll = self._original_poll
         works, after, recorder, ledger = self.known, self._after, self._recorder, self._recorder.ledger
         failed = self._failed
 
@@ -85,7 +86,10 @@ class Works:
                 raise
             if after:
                 _follow(after, work)
-            ledger.stamp(number, Time.WAIT_ENDED, 0, _FAILED if number in failed else 0)
+            if poll(work):
+                ledger.stamp(number, Time.WAIT_ENDED, 0, _FAILED if number in failed else 0)
+            else:  # NCCL's: only its stream waits, and the program goes on
+                ledger.stamp(number, Time.WAIT_BEGUN, _POLLED)
             works.pop(id(work), None)
             failed.discard(number)
             return result

@@ -18,13 +18,21 @@ from torch._C._distributed_c10d import FileStore
 from torch.distributed import distributed_c10d as c10d
 from torch.nn.parallel import DistributedDataParallel
 
-from esper.lockstep import awaiting, tag
+from esper.lockstep import awaiting, compiled, tag
 from esper.lockstep.entry import Entry, Flag, Kind
 from esper.lockstep.interposer import Call, Proceed
 from tests.esper.lockstep.recording import on_ranks, recorded
 
 # What torch warns of in a forked rank is not what is tested.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture(autouse=True, params=["auto", "python"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test with the compiled kernel, where it is built, and with the one in Python."""
+    if request.param == "auto" and not compiled.library_path().is_file():
+        pytest.skip("no compiled kernel: python -m esper.lockstep build")
+    monkeypatch.setenv(compiled.CHOICE, request.param)
 
 
 def line_of(function: Callable[..., Any], mark: str) -> int:

@@ -1,0 +1,491 @@
+// The kernel of intercept.py again, for the collectives that programs issue all the time: in C++ it costs a
+// few microseconds where Python costs 30 to 60 in a program whose data has pushed the interpreter out of the
+// processor's caches. Whatever is unusual about a call (no Python frame, an exception in flight, a sparse
+// tensor, an interposer, a group not met yet) goes to the Python kernel, which can do all of it.
+//
+// All state is the Python objects' own, read and written with the GIL held; only the record itself is written
+// here, into a mapping of the ledger's file. Between two calls into the interpreter nothing else runs, so the
+// record's number and its content are one step, as in Ledger.append. Built by compiled.py.
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <ctime>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <torch/csrc/distributed/c10d/Work.hpp>
+#include <torch/csrc/jit/python/pybind_utils.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/library.h>
+
+namespace {
+
+// As ledger.py and entry.py have them; `Kernel` is given their sizes and refuses others.
+struct Record {
+  uint32_t kind, group, sequence, op, reduce_op, dtype, shape, site, tag, detail;
+  int32_t root, peer;
+  uint64_t elements, digest;
+  double issued, wait_begun, wait_ended, done;
+  uint32_t thread, flags;
+};
+constexpr uint32_t WAITED = 1, NATIVE = 2, POLLED = 16, OFFERED = 32;
+// recorder.py's: a chain is the same on all ranks, whichever kernel wrote it.
+constexpr uint64_t STEP = 0x9E3779B97F4A7C15;
+constexpr size_t MOST_CALLS = 4096, MOST_CODES = 16384;
+
+struct Operator {
+  std::string op;
+  int number, group, data, reduce_op, async_op, root;  // positions, -1 where it has no such argument
+};
+
+struct Call {  // what is known of a call before it is numbered
+  py::object group;
+  py::object data;
+  std::string key;
+  int64_t elements = 0, root = -1, reduce_op = -1;
+  bool async_op = true;
+};
+
+struct Identity {  // string ids of a call's parts, and its signature
+  uint32_t op, reduce_op, dtype, shape, tag;
+  uint64_t signature;
+};
+
+struct Code {
+  bool internal, api;
+  std::unordered_map<int, uint32_t> sites;  // by instruction
+};
+
+std::atomic<uint64_t> forks{0};
+
+uint32_t native_thread() {
+  thread_local uint64_t asked_after = UINT64_MAX;
+  thread_local uint32_t id = 0;
+  if (asked_after != forks.load(std::memory_order_relaxed)) {
+    asked_after = forks.load(std::memory_order_relaxed);
+    id = static_cast<uint32_t>(syscall(SYS_gettid));
+  }
+  return id;
+}
+
+double now() {
+  timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
+}
+
+template <typename T>
+void add(std::string& key, T value) {
+  key.append(reinterpret_cast<const char*>(&value), sizeof(value));
+}
+
+// Names of attributes, made once: each look-up by a C string would make its own.
+struct Names {
+  PyObject *count = name("_count"), *next = name("next"), *chain = name("chain"), *before = name("chain_before"),
+           *key_id = name("key_id"), *lock = name("lock"), *acquire = name("acquire"), *release = name("release"),
+           *tag = name("tag"), *detached = name("detached"), *foreign = name("foreign"),
+           *interposer = name("interposer"), *uncounted = name("uncounted_threads"), *most = name("most");
+  static PyObject* name(const char* text) { return PyUnicode_InternFromString(text); }
+};
+
+py::object get(const py::handle& holder, PyObject* name) {
+  PyObject* found = PyObject_GetAttr(holder.ptr(), name);
+  if (found == nullptr) {
+    throw py::error_already_set();
+  }
+  return py::reinterpret_steal<py::object>(found);
+}
+
+void set(const py::handle& holder, PyObject* name, PyObject* value) {
+  const py::object owned = py::reinterpret_steal<py::object>(value);
+  if (!owned || PyObject_SetAttr(holder.ptr(), name, value) != 0) {
+    throw py::error_already_set();
+  }
+}
+
+class Lock {  // a group's: held over the redispatch, or two threads swap numbers and calls
+ public:
+  Lock(py::object lock, const Names& names) : lock_(std::move(lock)), names_(names) {
+    call(names_.acquire);
+  }
+  ~Lock() { call(names_.release); }
+  Lock(const Lock&) = delete;
+  Lock& operator=(const Lock&) = delete;
+
+ private:
+  void call(PyObject* method) {
+    PyObject* done = PyObject_CallMethodNoArgs(lock_.ptr(), method);
+    if (done == nullptr) {
+      PyErr_Clear();
+    }
+    Py_XDECREF(done);
+  }
+  py::object lock_;
+  const Names& names_;
+};
+
+class Rank {  // the Python objects of an installed interception, and the ledger
+ public:
+  Rank(py::object interception, const std::string& ledger, size_t header, size_t capacity, size_t count_at,
+       size_t threads_at, std::string api)
+      : interception_(std::move(interception)),
+        recorder_(interception_.attr("recorder")),
+        ledger_(recorder_.attr("ledger")),
+        groups_(interception_.attr("groups")),
+        known_groups_(groups_.attr("known")),
+        works_(interception_.attr("works")),
+        known_works_(works_.attr("known")),
+        current_(py::module_::import("esper.lockstep.tags").attr("current")),
+        thread_count_(py::module_::import("_thread").attr("_count")),
+        header_(header),
+        capacity_(capacity),
+        count_at_(count_at),
+        threads_at_(threads_at),
+        api_(std::move(api)) {
+    size_ = header + capacity * sizeof(Record);
+    const int file = open(ledger.c_str(), O_RDWR | O_CLOEXEC);
+    void* map = file < 0 ? MAP_FAILED : mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (file >= 0) {
+      close(file);
+    }
+    if (map == MAP_FAILED) {
+      throw std::runtime_error(ledger + " can't be mapped: " + std::strerror(errno));
+    }
+    map_ = static_cast<char*>(map);
+  }
+
+  ~Rank() { munmap(map_, size_); }
+  Rank(const Rank&) = delete;
+  Rank& operator=(const Rank&) = delete;
+
+  // Nothing: the Python kernel's to do.
+  std::optional<Call> look(const Operator& op, const c10::Stack& stack, size_t first) {
+    if (get(interception_, names_.detached).ptr() != Py_False || get(groups_, names_.foreign).ptr() != Py_False ||
+        !get(interception_, names_.interposer).is_none() || PyEval_GetFrame() == nullptr) {
+      return std::nullopt;
+    }
+    PyObject* handled = PyErr_GetHandledException();
+    if (handled != nullptr) {
+      const bool unwinding = handled != Py_None;
+      Py_DECREF(handled);
+      if (unwinding) {
+        return std::nullopt;
+      }
+    }
+    Call call;
+    const auto group = stack[first + op.group].toCustomClass<c10d::ProcessGroup>();
+    const std::string& name = group->getGroupName();
+    const py::object text = py::reinterpret_steal<py::object>(PyUnicode_FromStringAndSize(name.data(), name.size()));
+    PyObject* known = text ? PyDict_GetItemWithError(known_groups_.ptr(), text.ptr()) : nullptr;
+    if (known == nullptr) {
+      PyErr_Clear();
+      return std::nullopt;
+    }
+    call.group = py::reinterpret_borrow<py::object>(known);
+    const at::Tensor* described = nullptr;
+    if (!measure(stack[first + op.data], described, call.elements) || described == nullptr) {
+      return std::nullopt;
+    }
+    if (op.reduce_op >= 0) {
+      call.reduce_op = stack[first + op.reduce_op].toCustomClass<c10d::ReduceOp>()->op_;
+    }
+    if (op.root >= 0) {
+      call.root = stack[first + op.root].toInt();
+    }
+    if (op.async_op >= 0) {
+      call.async_op = stack[first + op.async_op].toBool();
+    }
+    call.key.reserve(128);
+    add(call.key, op.number);
+    add(call.key, call.reduce_op);
+    add(call.key, call.root);
+    add(call.key, call.elements);
+    add(call.key, described->scalar_type());
+    for (const int64_t size : described->sizes()) {
+      add(call.key, size);
+    }
+    const py::object tag = get(current_, names_.tag);
+    if (!tag.is_none()) {
+      Py_ssize_t length = 0;
+      const char* bytes = PyUnicode_Check(tag.ptr()) ? PyUnicode_AsUTF8AndSize(tag.ptr(), &length) : nullptr;
+      if (bytes == nullptr) {
+        PyErr_Clear();
+        return std::nullopt;
+      }
+      call.key.push_back('t');
+      call.key.append(bytes, length);
+    }
+    call.data = py::cast(*described);
+    return call;
+  }
+
+  Identity identify(const Operator& op, const Call& call) {
+    const auto known = calls_.find(call.key);
+    if (known != calls_.end()) {
+      return known->second;
+    }
+    const auto parts = interception_.attr("identify")(op.op, call.reduce_op, call.data, call.elements, call.root)
+                           .cast<std::tuple<uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint64_t>>();
+    const Identity identity{std::get<0>(parts), std::get<1>(parts), std::get<2>(parts),
+                            std::get<3>(parts), std::get<4>(parts), std::get<6>(parts)};
+    if (calls_.size() >= MOST_CALLS) {
+      calls_.clear();
+    }
+    calls_[call.key] = identity;
+    return identity;
+  }
+
+  // The string id of the first frame that is the user's, and whether the call came from C++.
+  std::pair<uint32_t, bool> caller() {
+    py::object frame = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(PyEval_GetFrame()));
+    bool first = true, native = true;
+    while (frame) {
+      auto* raw = reinterpret_cast<PyFrameObject*>(frame.ptr());
+      const auto code = py::reinterpret_steal<py::object>(reinterpret_cast<PyObject*>(PyFrame_GetCode(raw)));
+      const Code& seen = about(code);
+      if (first) {
+        native = !seen.api;
+        first = false;
+      }
+      if (!seen.internal) {
+        const int instruction = PyFrame_GetLasti(raw);
+        const auto known = seen.sites.find(instruction);
+        if (known != seen.sites.end()) {
+          return {known->second, native};
+        }
+        const auto site = recorder_.attr("site")(frame).cast<uint32_t>();
+        const auto kept = codes_.find(code.ptr());  // another thread may have let go of it meanwhile
+        if (kept != codes_.end()) {
+          kept->second.sites[instruction] = site;
+        }
+        return {site, native};
+      }
+      frame = py::reinterpret_steal<py::object>(reinterpret_cast<PyObject*>(PyFrame_GetBack(raw)));
+    }
+    return {0, native};
+  }
+
+  uint64_t write(const Call& call, const Identity& parts, uint32_t site, uint32_t flags) {
+    const py::handle group = call.group;
+    const auto sequence = get(group, names_.next).cast<uint64_t>();
+    const auto before = get(group, names_.chain).cast<uint64_t>();
+    const auto key_id = get(group, names_.key_id).cast<uint32_t>();
+    const uint64_t chain = before * STEP + parts.signature;
+    set(group, names_.next, PyLong_FromUnsignedLongLong(sequence + 1));
+    set(group, names_.before, PyLong_FromUnsignedLongLong(before));
+    set(group, names_.chain, PyLong_FromUnsignedLongLong(chain));
+    if ((flags & WAITED) != 0) {
+      const auto threads = thread_count_().cast<uint32_t>() + 1 +
+                           static_cast<uint32_t>(get(recorder_, names_.uncounted).ptr() == Py_True);
+      std::memcpy(map_ + threads_at_, &threads, sizeof(threads));
+    }
+    const auto number = get(ledger_, names_.count).cast<uint64_t>();
+    set(ledger_, names_.count, PyLong_FromUnsignedLongLong(number + 1));
+    const Record record{0,          key_id,    static_cast<uint32_t>(sequence), parts.op, parts.reduce_op,
+                        parts.dtype, parts.shape, site, parts.tag, 0,
+                        static_cast<int32_t>(call.root), -1, static_cast<uint64_t>(call.elements), chain, now(),
+                        0.0, 0.0, 0.0, native_thread(), flags};
+    std::memcpy(at(number), &record, sizeof(record));
+    __atomic_store_n(reinterpret_cast<uint64_t*>(map_ + count_at_), number + 1, __ATOMIC_RELEASE);
+    return number;
+  }
+
+  void set_flags(uint64_t number, uint32_t flags) {
+    std::memcpy(at(number) + offsetof(Record, flags), &flags, sizeof(flags));
+  }
+
+  void follow(const c10::intrusive_ptr<c10d::Work>& work, uint64_t number, bool waited) {
+    const auto most = get(works_, names_.most).cast<Py_ssize_t>();
+    if (PyDict_Size(known_works_.ptr()) >= most) {
+      works_.attr("forget_done")();
+    }
+    const py::object object = py::cast(work);
+    const auto id = py::reinterpret_steal<py::object>(PyLong_FromVoidPtr(object.ptr()));
+    known_works_[id] = py::make_tuple(object, number, waited);
+  }
+
+  // Call with a C++ exception in flight; does not come back.
+  [[noreturn]] void failed(const Call& call, uint64_t number) {
+    torch::translate_exception_to_python(std::current_exception());
+    py::error_already_set error;
+    interception_.attr("not_taken")(error.value(), number, call.group);
+    throw error;
+  }
+
+  Lock lock(const Call& call) { return {get(call.group, names_.lock), names_}; }
+
+ private:
+  const Code& about(const py::object& code) {
+    const auto known = codes_.find(code.ptr());
+    if (known != codes_.end()) {
+      return known->second;
+    }
+    const py::object file = code.attr("co_filename");
+    const bool internal = recorder_.attr("is_internal")(file).cast<bool>();
+    if (codes_.size() >= MOST_CODES) {
+      codes_.clear();
+      kept_.clear();
+    }
+    kept_.push_back(code);  // or another code may come to lie at its address
+    return codes_[code.ptr()] = Code{internal, file.cast<std::string>() == api_, {}};
+  }
+
+  // False: not plain dense tensors with data, alone or in lists.
+  static bool measure(const c10::IValue& value, const at::Tensor*& described, int64_t& elements) {
+    if (value.isTensor()) {
+      const at::Tensor& tensor = value.toTensor();
+      if (!tensor.defined() || tensor.is_meta() || tensor.layout() != at::kStrided) {
+        return false;
+      }
+      described = described == nullptr ? &tensor : described;
+      elements += tensor.numel();
+      return true;
+    }
+    if (!value.isList()) {
+      return false;
+    }
+    for (const c10::IValue& one : value.toListRef()) {
+      if (!measure(one, described, elements)) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  char* at(uint64_t number) { return map_ + header_ + number % capacity_ * sizeof(Record); }
+
+  Names names_;
+  py::object interception_, recorder_, ledger_, groups_, known_groups_, works_, known_works_, current_, thread_count_;
+  size_t header_, capacity_, count_at_, threads_at_, size_ = 0;
+  std::string api_;
+  char* map_ = nullptr;
+  std::unordered_map<PyObject*, Code> codes_;
+  std::vector<py::object> kept_;
+  std::unordered_map<std::string, Identity> calls_;
+};
+
+class Functor : public c10::OperatorKernel {
+ public:
+  Functor(std::shared_ptr<Rank> rank, Operator op, py::object python)
+      : rank_(std::move(rank)), op_(std::move(op)), python_(std::move(python)) {}
+
+  ~Functor() override {
+    const py::gil_scoped_acquire gil;
+    python_ = py::object();
+    rank_.reset();
+  }
+
+  void operator()(const c10::OperatorHandle& handle, c10::DispatchKeySet keys, c10::Stack* stack) {
+    const py::gil_scoped_acquire gil;
+    const size_t first = stack->size() - handle.schema().arguments().size();
+    std::optional<Call> call;
+    try {
+      call = rank_->look(op_, *stack, first);
+    } catch (const c10::Error&) {  // traced, or with symbols for sizes
+      call.reset();
+    }
+    if (!call) {
+      in_python(handle, keys, stack);
+      return;
+    }
+    const Identity parts = rank_->identify(op_, *call);
+    const auto [site, native] = rank_->caller();
+    const uint32_t waited = native || !call->async_op ? WAITED : 0;
+    const uint32_t flags = waited | (native ? NATIVE : 0);
+    uint64_t number = 0;
+    {
+      const Lock lock = rank_->lock(*call);
+      number = rank_->write(*call, parts, site, flags | OFFERED);
+      try {
+        const py::gil_scoped_release no_gil;
+        handle.redispatchBoxed(keys & BELOW, stack);
+      } catch (...) {
+        rank_->failed(*call, number);
+      }
+      rank_->set_flags(number, flags);
+    }
+    if (!native) {
+      const auto work = stack->back().toCustomClass<c10d::Work>();
+      if (work) {
+        rank_->follow(work, number, waited != 0);
+      } else {  // NCCL's of a synchronous call: its stream waits, and the program goes on
+        rank_->set_flags(number, flags | WAITED | POLLED);
+      }
+    }
+  }
+
+ private:
+  void in_python(const c10::OperatorHandle& handle, c10::DispatchKeySet keys, c10::Stack* stack) {
+    const auto& schema = handle.schema();
+    const auto arguments = torch::jit::pop(*stack, schema.arguments().size());
+    py::tuple given(arguments.size() + 1);
+    given[0] = py::cast(keys);
+    for (size_t at = 0; at < arguments.size(); ++at) {
+      given[at + 1] = torch::jit::toPyObject(arguments[at]);
+    }
+    const py::object out = python_(*given);
+    const auto& returned = schema.returns();
+    if (returned.size() == 1) {
+      stack->push_back(torch::jit::toIValue(out, returned[0].type()));
+      return;
+    }
+    const auto several = out.cast<py::tuple>();
+    for (size_t at = 0; at < returned.size(); ++at) {
+      stack->push_back(torch::jit::toIValue(several[at], returned[at].type()));
+    }
+  }
+
+  static constexpr c10::DispatchKeySet BELOW{c10::DispatchKeySet::FULL_AFTER, c10::DispatchKey::BackendSelect};
+  std::shared_ptr<Rank> rank_;
+  Operator op_;
+  py::object python_;
+};
+
+class Kernels {  // those of one interception; gone when this is closed
+ public:
+  Kernels(py::object interception, const std::string& ledger, size_t header, size_t record, size_t capacity,
+          size_t count_at, size_t threads_at, std::string api)
+      : library_(std::make_unique<torch::Library>(torch::Library::IMPL, "c10d", c10::DispatchKey::BackendSelect,
+                                                  __FILE__, __LINE__)) {
+    TORCH_CHECK(record == sizeof(Record), "a record has ", record, " bytes, the compiled kernel writes ",
+                sizeof(Record));
+    rank_ = std::make_shared<Rank>(std::move(interception), ledger, header, capacity, count_at, threads_at,
+                                   std::move(api));
+  }
+
+  void add(const std::string& name, std::string op, int group, int data, int reduce_op, int async_op, int root,
+           py::object python) {
+    Operator about{std::move(op), added_++, group, data, reduce_op, async_op, root};
+    library_->impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Functor>(
+                                     rank_, std::move(about), std::move(python))));
+  }
+
+  void close() {
+    library_.reset();
+    rank_.reset();
+  }
+
+ private:
+  std::unique_ptr<torch::Library> library_;
+  std::shared_ptr<Rank> rank_;
+  int added_ = 0;
+};
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1, std::memory_order_relaxed); });
+  py::class_<Kernels>(module, "Kernels")
+      .def(py::init<py::object, const std::string&, size_t, size_t, size_t, size_t, size_t, std::string>())
+      .def("add", &Kernels::add)
+      .def("close", &Kernels::close);
+}
