@@ -10,7 +10,6 @@ import re
 import signal
 import time
 from pathlib import Path
-from typing import IO
 
 from esper.lockstep.entry import Site
 from esper.lockstep.frames import in_stdlib
@@ -38,19 +37,16 @@ def stack_path(run_dir: Path, rank: int) -> Path:
     return run_dir / f"rank{rank}.stacks"
 
 
-def answer_stack_requests(run_dir: Path, rank: int) -> IO[bytes]:
-    """In the rank: on `STACK_SIGNAL` write all threads' stacks, from C, so also while the GIL is held.
-
-    Returns the file, which the caller keeps open.
-    """
+def answer_stack_requests(run_dir: Path, rank: int) -> None:
+    """In the rank: on `STACK_SIGNAL` write all threads' stacks, from C, so also while the GIL is held."""
     first = os.open(stack_path(run_dir, rank), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
     # A number that no other file is given, where a program has closed all of them.
-    file = os.fdopen(fcntl.fcntl(first, fcntl.F_DUPFD_CLOEXEC, _HIGH), "wb", buffering=0)
+    # A bare one: a file object would complain of being left open where warnings are errors.
+    file = fcntl.fcntl(first, fcntl.F_DUPFD_CLOEXEC, _HIGH)
     os.close(first)
     faulthandler.register(STACK_SIGNAL, file, all_threads=True, chain=False)
     if not faulthandler.is_enabled():  # the user may want those stacks on the terminal
         faulthandler.enable(file, all_threads=True)
-    return file
 
 
 def current_line(

@@ -133,19 +133,27 @@ class Lock {  // a group's: held over the redispatch, or two threads swap number
   const Names& names_;
 };
 
-class Rank {  // the Python objects of an installed interception, and the ledger
+struct Objects {  // Python's, of an installed interception
+  explicit Objects(py::object installed)
+      : interception(std::move(installed)),
+        recorder(interception.attr("recorder")),
+        ledger(recorder.attr("ledger")),
+        groups(interception.attr("groups")),
+        known_groups(groups.attr("known")),
+        works(interception.attr("works")),
+        known_works(works.attr("known")),
+        current(py::module_::import("esper.lockstep.tags").attr("current")),
+        thread_count(py::module_::import("_thread").attr("_count")) {}
+
+  py::object interception, recorder, ledger, groups, known_groups, works, known_works, current, thread_count;
+  std::vector<py::object> codes, kernels;
+};
+
+class Rank {  // one rank's objects and ledger
  public:
   Rank(py::object interception, const std::string& ledger, size_t header, size_t capacity, size_t count_at,
        size_t threads_at, std::string api)
-      : interception_(std::move(interception)),
-        recorder_(interception_.attr("recorder")),
-        ledger_(recorder_.attr("ledger")),
-        groups_(interception_.attr("groups")),
-        known_groups_(groups_.attr("known")),
-        works_(interception_.attr("works")),
-        known_works_(works_.attr("known")),
-        current_(py::module_::import("esper.lockstep.tags").attr("current")),
-        thread_count_(py::module_::import("_thread").attr("_count")),
+      : objects_(std::make_unique<Objects>(std::move(interception))),
         header_(header),
         capacity_(capacity),
         count_at_(count_at),
@@ -163,14 +171,22 @@ class Rank {  // the Python objects of an installed interception, and the ledger
     map_ = static_cast<char*>(map);
   }
 
-  ~Rank() { munmap(map_, size_); }
+  ~Rank() {
+    munmap(map_, size_);
+    if (Py_IsInitialized() != 0) {
+      const py::gil_scoped_acquire gil;
+      objects_.reset();
+    } else {  // torch's dispatcher outlives the interpreter
+      static_cast<void>(objects_.release());
+    }
+  }
   Rank(const Rank&) = delete;
   Rank& operator=(const Rank&) = delete;
 
   // Nothing: the Python kernel's to do.
   std::optional<Call> look(const Operator& op, const c10::Stack& stack, size_t first) {
-    if (get(interception_, names_.detached).ptr() != Py_False || get(groups_, names_.foreign).ptr() != Py_False ||
-        !get(interception_, names_.interposer).is_none() || PyEval_GetFrame() == nullptr) {
+    if (get(objects_->interception, names_.detached).ptr() != Py_False || get(objects_->groups, names_.foreign).ptr() != Py_False ||
+        !get(objects_->interception, names_.interposer).is_none() || PyEval_GetFrame() == nullptr) {
       return std::nullopt;
     }
     PyObject* handled = PyErr_GetHandledException();
@@ -185,7 +201,7 @@ class Rank {  // the Python objects of an installed interception, and the ledger
     const auto group = stack[first + op.group].toCustomClass<c10d::ProcessGroup>();
     const std::string& name = group->getGroupName();
     const py::object text = py::reinterpret_steal<py::object>(PyUnicode_FromStringAndSize(name.data(), name.size()));
-    PyObject* known = text ? PyDict_GetItemWithError(known_groups_.ptr(), text.ptr()) : nullptr;
+    PyObject* known = text ? PyDict_GetItemWithError(objects_->known_groups.ptr(), text.ptr()) : nullptr;
     if (known == nullptr) {
       PyErr_Clear();
       return std::nullopt;
@@ -213,7 +229,7 @@ class Rank {  // the Python objects of an installed interception, and the ledger
     for (const int64_t size : described->sizes()) {
       add(call.key, size);
     }
-    const py::object tag = get(current_, names_.tag);
+    const py::object tag = get(objects_->current, names_.tag);
     if (!tag.is_none()) {
       Py_ssize_t length = 0;
       const char* bytes = PyUnicode_Check(tag.ptr()) ? PyUnicode_AsUTF8AndSize(tag.ptr(), &length) : nullptr;
@@ -233,7 +249,7 @@ class Rank {  // the Python objects of an installed interception, and the ledger
     if (known != calls_.end()) {
       return known->second;
     }
-    const auto parts = interception_.attr("identify")(op.op, call.reduce_op, call.data, call.elements, call.root)
+    const auto parts = objects_->interception.attr("identify")(op.op, call.reduce_op, call.data, call.elements, call.root)
                            .cast<std::tuple<uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint64_t>>();
     const Identity identity{std::get<0>(parts), std::get<1>(parts), std::get<2>(parts),
                             std::get<3>(parts), std::get<4>(parts), std::get<6>(parts)};
@@ -262,7 +278,7 @@ class Rank {  // the Python objects of an installed interception, and the ledger
         if (known != seen.sites.end()) {
           return {known->second, native};
         }
-        const auto site = recorder_.attr("site")(frame).cast<uint32_t>();
+        const auto site = objects_->recorder.attr("site")(frame).cast<uint32_t>();
         const auto kept = codes_.find(code.ptr());  // another thread may have let go of it meanwhile
         if (kept != codes_.end()) {
           kept->second.sites[instruction] = site;
@@ -284,12 +300,12 @@ class Rank {  // the Python objects of an installed interception, and the ledger
     set(group, names_.before, PyLong_FromUnsignedLongLong(before));
     set(group, names_.chain, PyLong_FromUnsignedLongLong(chain));
     if ((flags & WAITED) != 0) {
-      const auto threads = thread_count_().cast<uint32_t>() + 1 +
-                           static_cast<uint32_t>(get(recorder_, names_.uncounted).ptr() == Py_True);
+      const auto threads = objects_->thread_count().cast<uint32_t>() + 1 +
+                           static_cast<uint32_t>(get(objects_->recorder, names_.uncounted).ptr() == Py_True);
       std::memcpy(map_ + threads_at_, &threads, sizeof(threads));
     }
-    const auto number = get(ledger_, names_.count).cast<uint64_t>();
-    set(ledger_, names_.count, PyLong_FromUnsignedLongLong(number + 1));
+    const auto number = get(objects_->ledger, names_.count).cast<uint64_t>();
+    set(objects_->ledger, names_.count, PyLong_FromUnsignedLongLong(number + 1));
     const Record record{0,          key_id,    static_cast<uint32_t>(sequence), parts.op, parts.reduce_op,
                         parts.dtype, parts.shape, site, parts.tag, 0,
                         static_cast<int32_t>(call.root), -1, static_cast<uint64_t>(call.elements), chain, now(),
@@ -304,22 +320,24 @@ class Rank {  // the Python objects of an installed interception, and the ledger
   }
 
   void follow(const c10::intrusive_ptr<c10d::Work>& work, uint64_t number, bool waited) {
-    const auto most = get(works_, names_.most).cast<Py_ssize_t>();
-    if (PyDict_Size(known_works_.ptr()) >= most) {
-      works_.attr("forget_done")();
+    const auto most = get(objects_->works, names_.most).cast<Py_ssize_t>();
+    if (PyDict_Size(objects_->known_works.ptr()) >= most) {
+      objects_->works.attr("forget_done")();
     }
     const py::object object = py::cast(work);
     const auto id = py::reinterpret_steal<py::object>(PyLong_FromVoidPtr(object.ptr()));
-    known_works_[id] = py::make_tuple(object, number, waited);
+    objects_->known_works[id] = py::make_tuple(object, number, waited);
   }
 
   // Call with a C++ exception in flight; does not come back.
   [[noreturn]] void failed(const Call& call, uint64_t number) {
     torch::translate_exception_to_python(std::current_exception());
     py::error_already_set error;
-    interception_.attr("not_taken")(error.value(), number, call.group);
+    objects_->interception.attr("not_taken")(error.value(), number, call.group);
     throw error;
   }
+
+  py::handle keep(py::object kernel) { return objects_->kernels.emplace_back(std::move(kernel)); }
 
   Lock lock(const Call& call) { return {get(call.group, names_.lock), names_}; }
 
@@ -330,12 +348,12 @@ class Rank {  // the Python objects of an installed interception, and the ledger
       return known->second;
     }
     const py::object file = code.attr("co_filename");
-    const bool internal = recorder_.attr("is_internal")(file).cast<bool>();
+    const bool internal = objects_->recorder.attr("is_internal")(file).cast<bool>();
     if (codes_.size() >= MOST_CODES) {
       codes_.clear();
-      kept_.clear();
+      objects_->codes.clear();
     }
-    kept_.push_back(code);  // or another code may come to lie at its address
+    objects_->codes.push_back(code);  // or another code may come to lie at its address
     return codes_[code.ptr()] = Code{internal, file.cast<std::string>() == api_, {}};
   }
 
@@ -364,27 +382,24 @@ class Rank {  // the Python objects of an installed interception, and the ledger
   char* at(uint64_t number) { return map_ + header_ + number % capacity_ * sizeof(Record); }
 
   Names names_;
-  py::object interception_, recorder_, ledger_, groups_, known_groups_, works_, known_works_, current_, thread_count_;
+  std::unique_ptr<Objects> objects_;
   size_t header_, capacity_, count_at_, threads_at_, size_ = 0;
   std::string api_;
   char* map_ = nullptr;
   std::unordered_map<PyObject*, Code> codes_;
-  std::vector<py::object> kept_;
   std::unordered_map<std::string, Identity> calls_;
 };
 
 class Functor : public c10::OperatorKernel {
  public:
-  Functor(std::shared_ptr<Rank> rank, Operator op, py::object python)
-      : rank_(std::move(rank)), op_(std::move(op)), python_(std::move(python)) {}
-
-  ~Functor() override {
-    const py::gil_scoped_acquire gil;
-    python_ = py::object();
-    rank_.reset();
-  }
+  Functor(std::shared_ptr<Rank> rank, Operator op, py::handle python)
+      : rank_(std::move(rank)), op_(std::move(op)), python_(python) {}
 
   void operator()(const c10::OperatorHandle& handle, c10::DispatchKeySet keys, c10::Stack* stack) {
+    if (Py_IsInitialized() == 0) {  // a thread of C++ that outlives the interpreter
+      handle.redispatchBoxed(keys & BELOW, stack);
+      return;
+    }
     const py::gil_scoped_acquire gil;
     const size_t first = stack->size() - handle.schema().arguments().size();
     std::optional<Call> call;
@@ -447,7 +462,7 @@ class Functor : public c10::OperatorKernel {
   static constexpr c10::DispatchKeySet BELOW{c10::DispatchKeySet::FULL_AFTER, c10::DispatchKey::BackendSelect};
   std::shared_ptr<Rank> rank_;
   Operator op_;
-  py::object python_;
+  py::handle python_;  // kept by its rank
 };
 
 class Kernels {  // those of one interception; gone when this is closed
@@ -465,8 +480,9 @@ class Kernels {  // those of one interception; gone when this is closed
   void add(const std::string& name, std::string op, int group, int data, int reduce_op, int async_op, int root,
            py::object python) {
     Operator about{std::move(op), added_++, group, data, reduce_op, async_op, root};
-    library_->impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Functor>(
-                                     rank_, std::move(about), std::move(python))));
+    const py::handle kept = rank_->keep(std::move(python));
+    library_->impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(
+                                     std::make_unique<Functor>(rank_, std::move(about), kept)));
   }
 
   void close() {

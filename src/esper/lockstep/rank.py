@@ -33,7 +33,7 @@ def main() -> None:
     program_over: list[Callable[[], None]] = []
     atexit.register(lambda: [over() for over in program_over])
     try:
-        stacks = answer_stack_requests(run_dir, rank)
+        answer_stack_requests(run_dir, rank)
         interception = _interception(run_dir, rank, world_size)
     except (ImportError, OSError, LedgerError, InterceptionUnavailable) as error:
         _refuse(run_dir, error)
@@ -58,7 +58,6 @@ def main() -> None:
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
-    stacks.flush()
     sys.exit(status)
 
 

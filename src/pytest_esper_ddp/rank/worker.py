@@ -79,7 +79,7 @@ class Worker:
         _own_temp(config, world.base_temp / f"rank{self.rank}")
         # Once for all tests: whoever registers is told every warning there has ever been.
         config.pluginmanager.register(self.warnings)
-        self.stacks = answer_stack_requests(world.run_dir, self.rank)
+        answer_stack_requests(world.run_dir, self.rank)
         self.recorder = Recorder(
             Ledger(world.run_dir, self.rank, world.world_size, _LEDGER_RECORDS), INTERNAL + _plumbing()
         )

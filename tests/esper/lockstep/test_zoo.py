@@ -122,7 +122,8 @@ def _skip_without(program: Program) -> None:
 
 def _marked() -> dict[str, str]:
     """An environment by which every process of one run can be found again, its children's children too."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", _MARK: uuid.uuid4().hex}
+    # No GPUs: what uses one where there is one, PowerSGD and Accelerate, wants one for each rank.
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", _MARK: uuid.uuid4().hex}
 
 
 def _env(rank: int, world_size: int, port: int) -> Mapping[str, str]:
