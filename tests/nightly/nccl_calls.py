@@ -4,8 +4,10 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 from torch import nn
+from torch.distributed import distributed_c10d
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 DEVICE = torch.device("cuda:0")
@@ -36,7 +38,7 @@ def waits() -> None:
     dist.all_reduce(x, async_op=True).get_future().wait()
     while not dist.all_reduce(x, async_op=True).is_completed():
         pass
-    with dist._coalescing_manager(async_ops=True, device=DEVICE) as manager:
+    with distributed_c10d._coalescing_manager(async_ops=True, device=DEVICE) as manager:
         for _ in range(3):
             dist.all_reduce(x)
     manager.wait()
