@@ -122,6 +122,8 @@ class _Model:
 
         Accumulation under `no_sync` leaves the replicas equal, steps under it don't (local SGD).
         """
+        if synchronises and self.local_since is None:  # nearly always
+            return
         version = self.named[0][1]._version if self.named else 0
         if not synchronises and self.local_since is None:
             self.local_since = version
@@ -148,7 +150,7 @@ class Replicas:
     def __init__(self, recorder: Recorder, groups: Groups) -> None:
         self._recorder, self._groups = recorder, groups
         self._audits = Audits(recorder.ledger.path.parent, recorder.ledger.rank)
-        self._by_ddp: weakref.WeakKeyDictionary[DistributedDataParallel, _Model] = weakref.WeakKeyDictionary()
+        self._by_ddp: dict[int, _Model] = {}  # by id, until the model is gone
         self._built: dict[str, int] = {}
         self._forwards: dict[str, int] = {}  # synchronising ones, by group: ranks count them alike
         self._models: dict[Any, tuple[str, dict[str, object]]] = {}
@@ -241,34 +243,37 @@ class Replicas:
     def _constructed(self, ddp: DistributedDataParallel) -> None:
         key = self._groups.of(ddp.process_group).key
         number = self._built[key] = self._built.get(key, -1) + 1
-        self._by_ddp[ddp] = _Model(ddp, f"DistributedDataParallel #{number}", key)
+        self._by_ddp[id(ddp)] = _Model(ddp, f"DistributedDataParallel #{number}", key)
+        weakref.finalize(ddp, self._by_ddp.pop, id(ddp), None).atexit = False
 
     def _forward(self, ddp: DistributedDataParallel, frame: FrameType) -> None:
-        model = self._by_ddp.get(ddp)
+        # Every step pays for this, with data of its own in the processor's caches: calls are counted here.
+        model = self._by_ddp.get(id(ddp))
         if model is None:
             return
-        self._look_for_unregistered(model)
-        synchronises = ddp.require_backward_grad_sync and ddp.training and torch.is_grad_enabled()
-        model.follow_phase(ddp.require_backward_grad_sync)
-        if not synchronises:
+        if (now := time.monotonic()) >= model.next_look:
+            model.left_out = model.unregistered()
+            model.next_look = now + (time.monotonic() - now) / _SHARE
+        averages = ddp.require_backward_grad_sync
+        model.follow_phase(averages)
+        if not (averages and ddp.training and torch.is_grad_enabled()):
             return
         count = self._forwards[model.group] = self._forwards.get(model.group, -1) + 1
         due = count < _FIRST_FORWARDS or count % model.every == 0
-        if (due or model.left_out) and not _has_hook(ddp):
-            record, site = self._groups.of(ddp.process_group), self._recorder.site(frame)
+        if due or model.left_out or watching.any_watched():
+            self._audit_forward(ddp, model, frame, due=due)
+
+    def _audit_forward(
+        self, ddp: DistributedDataParallel, model: _Model, frame: FrameType, *, due: bool
+    ) -> None:
+        record, site = self._groups.of(ddp.process_group), self._recorder.site(frame)
+        if not _has_hook(ddp):
             if due:
                 self._audit_model(model, record, site)
             if model.left_out:  # averaged by hand, perhaps; only where they differ they are not
                 self._audit_values(record, "left out", model.label, dict(model.left_out), site)
         if watching.any_watched():
-            self._audit_watched("forward", self._groups.of(ddp.process_group), self._recorder.site(frame))
-
-    def _look_for_unregistered(self, model: _Model) -> None:
-        now = time.monotonic()
-        if now < model.next_look:
-            return
-        model.left_out = model.unregistered()
-        model.next_look = now + (time.monotonic() - now) / _SHARE
+            self._audit_watched("forward", record, site)
 
     def _audit_model(self, model: _Model, record: GroupRecord, site: int) -> None:
         trained = model.trained()
