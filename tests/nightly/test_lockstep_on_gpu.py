@@ -16,6 +16,7 @@ from esper.lockstep import compiled
 
 pytestmark = pytest.mark.nightly
 HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
 SECONDS = 180
 
 
@@ -56,6 +57,13 @@ def at(script: str, mark: str) -> str:
 def test_every_way_to_an_nccl_call_is_clean(tmp_path: Path) -> None:
     status, report, said = run("nccl_calls.py", 1, tmp_path)
     assert (status, report["verdict"], report["diagnoses"]) == (0, "clean", []), said
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_call_that_its_stream_waits_for_is_waited_for_and_holds_up_nobody() -> None:
+    command = [sys.executable, "-m", "tests.nightly.nccl_records"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=SECONDS)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
 @pytest.mark.usefixtures("kernel")
