@@ -3,8 +3,12 @@
     .venv/bin/python ci/bench/lockstep.py [--rounds N] [--json FILE]
 
 Blocks in each state alternate within one run, so that the machine's drift meets all; medians with their
-spread (10th to 90th percentile) are printed, by the wall clock and by the calling thread's CPU time. The
-floor is measured beside: the bounce of torch's dispatcher through a Python kernel that does nothing.
+spread (10th to 90th percentile) are printed, by the wall clock and by the calling thread's CPU time. A floor
+is measured beside: the bounce of torch's dispatcher through a Python kernel that does nothing.
+
+The steps of each state are those of four ranks of its own, which wait while the others run: a process that
+changed its state would pay for the change, since an interpreter whose types are patched forgets what it knows
+of them, and a program under lockstep never changes.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -41,8 +46,8 @@ from esper.training.tasks import Batch, load_digits_task
 
 CALLS = 400
 RANKS = 4
-BLOCK = 4  # steps between two changes
-SETTLING = 6  # rounds of blocks before the first that counts
+BLOCK = 8  # steps between two changes
+SETTLING = 4  # rounds of blocks before the first that counts
 STATES = ("bare", "empty kernel", "recorded")
 # A collective waits for threads of gloo, which wake sooner or later; the caller's own time is steadier.
 CLOCKS = {"wall clock": time.perf_counter, "CPU of the calling thread": time.thread_time}
@@ -108,57 +113,63 @@ def collective(rounds: int, run_dir: Path) -> Times:
     return found
 
 
-def steps(rank: int, rounds: int, run_dir: Path, answer: Connection) -> None:
-    """In a rank: the mean seconds of a training step in each block, the states in turn."""
+def steps(rank: int, state: str, run_dir: Path, orders: Connection) -> None:
+    """In a rank of one state: a block of training steps for each order, answered by the mean of a step's
+    times.
+    """
     torch.set_num_threads(1)
+    folder = run_dir / state.replace(" ", "-")
+    folder.mkdir(exist_ok=True)
     dist.init_process_group(
-        "gloo", store=FileStore(str(run_dir / "four"), RANKS), rank=rank, world_size=RANKS
+        "gloo", store=FileStore(str(folder / "store"), RANKS), rank=rank, world_size=RANKS
     )
     config = TrainConfig()
     task = load_digits_task(batch_size=config.batch_size, seed=0, rank=rank, world_size=RANKS)
     batches = list(task.train_batches(1))
-    switch, found = Switch(run_dir, rank, RANKS), no_times()
 
     def blocks() -> Iterator[Batch]:
         """Batches, and the clock: a step begins where its batch is taken and ends where the next one is."""
         following = itertools.cycle(batches)
-        for count in range(SETTLING + rounds):
-            for state in STATES if count % 2 else reversed(STATES):
-                with switch(state):
-                    dist.barrier()
-                    yield next(following)  # the first after a change finds torch's dispatch table cold
-                    clock = Clock()
-                    yield from itertools.islice(following, BLOCK)
-                    if count >= SETTLING:
-                        clock.stop(found, state, BLOCK)
+        while orders.recv():
+            dist.barrier()
+            yield next(following)  # the first finds the processor's caches cold
+            found, clock = no_times(), Clock()
+            yield from itertools.islice(following, BLOCK)
+            clock.stop(found, state, BLOCK)
+            orders.send([found[of][state][0] for of in CLOCKS])
 
-    with switch("recorded"):  # the audit follows the models whose construction it saw
+    with Switch(folder, rank, RANKS)(state):
         model = replicate(build_model(config), _get_default_group())
-    optimizer = make_optimizer(model.parameters(), config.optimizer)
-    train_on(model, blocks(), optimizer, clip=config.optimizer.clip, after_backward=lambda: None)
-    answer.send(found)
+        optimizer = make_optimizer(model.parameters(), config.optimizer)
+        train_on(model, blocks(), optimizer, clip=config.optimizer.clip, after_backward=lambda: None)
     os._exit(0)
 
 
 def training(rounds: int, run_dir: Path) -> Times:
     """Seconds of a digits step at four ranks: means over the ranks, since they end each step together."""
     context = get_context("fork")
-    ends, processes = [], []
-    for rank in range(RANKS):
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=steps, args=(rank, rounds, run_dir, theirs))
+    ranks: dict[str, list[Connection]] = {state: [] for state in STATES}
+    processes = []
+    for state, rank in itertools.product(STATES, range(RANKS)):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=steps, args=(rank, state, run_dir, theirs))
         process.start()
-        ends.append(ours)
+        theirs.close()  # so that the end of a rank is seen here
+        ranks[state].append(ours)
         processes.append(process)
-    found = [end.recv() for end in ends]
+    means, orders = no_times(), Random(0)
+    for count in range(SETTLING + rounds):
+        for state in orders.sample(STATES, len(STATES)):
+            for one in ranks[state]:
+                one.send(True)
+            found = [one.recv() for one in ranks[state]]
+            if count >= SETTLING:
+                for of, times in zip(CLOCKS, zip(*found, strict=True), strict=True):
+                    means[of][state].append(statistics.fmean(times))
+    for one in itertools.chain.from_iterable(ranks.values()):
+        one.send(False)
     for process in processes:
         process.join()
-    means = no_times()
-    for of in CLOCKS:
-        for state in STATES:
-            means[of][state] = [
-                statistics.fmean(one) for one in zip(*(x[of][state] for x in found), strict=True)
-            ]
     return means
 
 
@@ -214,7 +225,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=300, help="blocks of steps in each state")
+    parser.add_argument("--rounds", type=int, default=300, help="blocks of 8 steps in each state")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)

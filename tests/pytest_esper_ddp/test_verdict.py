@@ -124,6 +124,17 @@ def test_a_suspicion_has_its_patience_and_half_a_second() -> None:
     )
 
 
+def test_time_in_which_a_late_rank_had_no_processor_is_not_held_against_the_diagnosis() -> None:
+    starved = replace(HEALTHY, diagnosis=diagnosis("stalled", starved=1.5), decided_at=14.0)
+    assert problem(plan("stalled"), starved) == ""
+    assert problem(plan("stalled"), replace(starved, decided_at=14.01)) == (
+        "stalled came 4.01 s after the fault; expected within 4 s"
+    )
+    assert problem(plan("stalled", within=2.5), starved) == (
+        "stalled came 4.00 s after the fault; expected within 2.5 s"
+    )
+
+
 def test_the_clock_starts_when_the_first_fault_fires() -> None:
     scenario = replace(plan("missing"), faults=(SKIP, replace(SKIP, nth=2)))
     assert judge(scenario, replace(MISSING, fired={0: 10.2, 1: 10.0})).seconds == pytest.approx(0.25)

@@ -42,7 +42,8 @@ class GuiltyAt:
 @dataclass(frozen=True)
 class Diagnosis:
     """One divergence: what, who, where on both sides, and the sentence. `seconds`: from decidable to
-    decided.
+    decided. `starved`: how much longer a late rank was waited for than the patience, since others had the
+    processors; not in the JSON.
     """
 
     kind: str
@@ -53,10 +54,12 @@ class Diagnosis:
     guilty_at: Mapping[int, GuiltyAt]
     seconds: float
     message: str
+    starved: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """The record of `esper.lockstep.report/1`."""
         record = asdict(self)
+        del record["starved"]
         record["guilty_at"] = {str(rank): asdict(at) for rank, at in self.guilty_at.items()}
         return record
 

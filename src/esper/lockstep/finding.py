@@ -50,6 +50,7 @@ class Finding:
     guilty: dict[int, Where | None]
     subject: str = ""  # what differs, where it is no call
     decidable: float | None = None  # when it could be told who is guilty, where that was after `since`
+    starved: float = 0.0  # seconds that a late rank had no processor for, by which the patience was longer
 
     @property
     def rank_order(self) -> tuple[float, int]:
@@ -89,6 +90,7 @@ def joined(findings: list[Finding]) -> list[Finding]:
                 first.sequence,
                 tuple(entry for entry in first.waiting if entry.rank not in finding.guilty),
                 first.guilty | finding.guilty,
+                starved=max(first.starved, finding.starved),
             )
         )
     return list(by_slot.values())

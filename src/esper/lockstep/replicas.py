@@ -90,12 +90,18 @@ class _Trained:
         return values
 
 
+class _Forwards:
+    """How many that synchronise there were in one group: ranks count them alike."""
+
+    count = 0
+
+
 class _Model:
     """One DDP model: the parameters that its reducer has, as they were at construction."""
 
-    def __init__(self, ddp: DistributedDataParallel, label: str, group: str) -> None:
+    def __init__(self, ddp: DistributedDataParallel, label: str, forwards: _Forwards) -> None:
         self.ddp = weakref.ref(ddp)
-        self.label, self.group = label, group
+        self.label, self.forwards = label, forwards
         ignored = ddp.parameters_to_ignore
         named = [(name, one) for name, one in ddp.module.named_parameters() if name not in ignored]
         self.registered = {id(one) for _, one in named if one.requires_grad}
@@ -122,14 +128,18 @@ class _Model:
 
         Accumulation under `no_sync` leaves the replicas equal, steps under it don't (local SGD).
         """
-        if synchronises and self.local_since is None:  # nearly always
-            return
         version = self.named[0][1]._version if self.named else 0
         if not synchronises and self.local_since is None:
             self.local_since = version
         if synchronises:
             self.phase += self.local_since is not None and version != self.local_since
             self.local_since = None
+
+    def look_for_unregistered(self) -> None:
+        """Note them, and when to look next."""
+        begun = time.monotonic()
+        self.left_out = self.unregistered()
+        self.next_look = begun + (time.monotonic() - begun) / _SHARE
 
     def unregistered(self) -> list[tuple[str, nn.Parameter]]:
         """Trainable, not ignored parameters of the module that its reducer does not have."""
@@ -152,7 +162,7 @@ class Replicas:
         self._audits = Audits(recorder.ledger.path.parent, recorder.ledger.rank)
         self._by_ddp: dict[int, _Model] = {}  # by id, until the model is gone
         self._built: dict[str, int] = {}
-        self._forwards: dict[str, int] = {}  # synchronising ones, by group: ranks count them alike
+        self._forwards: dict[str, _Forwards] = {}
         self._models: dict[Any, tuple[str, dict[str, object]]] = {}
         self._seen: dict[tuple[str, str, str], tuple[int, int]] = {}
         self._undo: list[Callable[[], None]] = []
@@ -175,10 +185,22 @@ class Replicas:
             construct(ddp, module, *args, **kwargs)
             replicas._constructed(ddp)
 
+        models, is_compiling, now = self._by_ddp, torch.compiler.is_compiling, time.monotonic
+        averaging, any_watched = torch.is_grad_enabled, watching.any_watched
+
+        # Every step pays for this, with data of its own in the processor's caches: hence in one piece.
         def audited_forward(ddp: Any, *args: Any, **kwargs: Any) -> Any:
             # Traced by dynamo this would be a graph break in every step.
-            if not torch.compiler.is_compiling():
-                replicas._forward(ddp, sys._getframe(1))
+            if not is_compiling() and (model := models.get(id(ddp))) is not None:
+                if model.local_since is not None or not ddp.require_backward_grad_sync:
+                    model.follow_phase(ddp.require_backward_grad_sync)
+                if now() >= model.next_look:
+                    model.look_for_unregistered()
+                if ddp.require_backward_grad_sync and ddp.training and averaging():
+                    count = model.forwards.count = model.forwards.count + 1
+                    due = count <= _FIRST_FORWARDS or not count % model.every
+                    if due or model.left_out or any_watched():
+                        replicas._audit_forward(ddp, model, sys._getframe(1), due=due)
             return forward(ddp, *args, **kwargs)
 
         self._undo = [
@@ -243,25 +265,9 @@ class Replicas:
     def _constructed(self, ddp: DistributedDataParallel) -> None:
         key = self._groups.of(ddp.process_group).key
         number = self._built[key] = self._built.get(key, -1) + 1
-        self._by_ddp[id(ddp)] = _Model(ddp, f"DistributedDataParallel #{number}", key)
+        forwards = self._forwards.setdefault(key, _Forwards())
+        self._by_ddp[id(ddp)] = _Model(ddp, f"DistributedDataParallel #{number}", forwards)
         weakref.finalize(ddp, self._by_ddp.pop, id(ddp), None).atexit = False
-
-    def _forward(self, ddp: DistributedDataParallel, frame: FrameType) -> None:
-        # Every step pays for this, with data of its own in the processor's caches: calls are counted here.
-        model = self._by_ddp.get(id(ddp))
-        if model is None:
-            return
-        if (now := time.monotonic()) >= model.next_look:
-            model.left_out = model.unregistered()
-            model.next_look = now + (time.monotonic() - now) / _SHARE
-        averages = ddp.require_backward_grad_sync
-        model.follow_phase(averages)
-        if not (averages and ddp.training and torch.is_grad_enabled()):
-            return
-        count = self._forwards[model.group] = self._forwards.get(model.group, -1) + 1
-        due = count < _FIRST_FORWARDS or count % model.every == 0
-        if due or model.left_out or watching.any_watched():
-            self._audit_forward(ddp, model, frame, due=due)
 
     def _audit_forward(
         self, ddp: DistributedDataParallel, model: _Model, frame: FrameType, *, due: bool

@@ -52,7 +52,8 @@ def suspects(view: View, waits: dict[int, list[Wait]], now: float, patience: Pat
         rank, since, entries = one.rank, one.since, one.entries
         letter, stopped = view.live.state(rank), view.live.stopped_since(rank)
         # It can't come while others have the processors: that time is not its own.
-        allowed = patience.running + view.live.starved(rank, since)
+        starved = view.live.starved(rank, since)
+        allowed = patience.running + starved
         if stopped is not None and max(since, stopped) + patience.stopped < since + allowed:
             allowed = max(since, stopped) + patience.stopped - since
         if now - since > allowed:
@@ -60,7 +61,8 @@ def suspects(view: View, waits: dict[int, list[Wait]], now: float, patience: Pat
             place = (first.group, first.sequence)
             waiting = tuple(entry for _, entry in entries if (entry.group, entry.sequence) == place)
             kind = "frozen" if letter in "TtS" else "stalled"
-            findings.append(Finding(kind, since + allowed, *place, waiting, {rank: failed(view, rank)}))
+            guilty = {rank: failed(view, rank)}
+            findings.append(Finding(kind, since + allowed, *place, waiting, guilty, starved=starved))
     return joined(findings)
 
 

@@ -41,7 +41,9 @@ def test_time_without_a_processor_is_not_its_own() -> None:
     story.call(0)
     story.starving[1] = 5.0
     assert story.found(later=6.0, patience=TWO_SECONDS) is None
-    assert story.found(later=2.0, patience=TWO_SECONDS) == ("stalled", [1])
+    finding = story.prove(later=2.0, patience=TWO_SECONDS)
+    assert finding is not None
+    assert (finding.kind, sorted(finding.guilty), finding.starved) == ("stalled", [1], 5.0)
 
 
 def test_a_late_rank_that_was_stopped_just_now_is_not_judged_for_it() -> None:
