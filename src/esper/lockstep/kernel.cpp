@@ -49,7 +49,7 @@ struct Operator {
 
 struct Call {  // what is known of a call before it is numbered
   py::object group;
-  py::object data;
+  const at::Tensor* data = nullptr;  // the first one; on the stack
   std::string key;
   int64_t elements = 0, root = -1, reduce_op = -1;
   bool async_op = true;
@@ -115,20 +115,23 @@ void set(const py::handle& holder, PyObject* name, PyObject* value) {
 class Lock {  // a group's: held over the redispatch, or two threads swap numbers and calls
  public:
   Lock(py::object lock, const Names& names) : lock_(std::move(lock)), names_(names) {
-    call(names_.acquire);
+    PyObject* done = PyObject_CallMethodNoArgs(lock_.ptr(), names_.acquire);
+    if (done == nullptr) {  // Ctrl-C, while another thread had it
+      throw py::error_already_set();
+    }
+    Py_DECREF(done);
   }
-  ~Lock() { call(names_.release); }
-  Lock(const Lock&) = delete;
-  Lock& operator=(const Lock&) = delete;
-
- private:
-  void call(PyObject* method) {
-    PyObject* done = PyObject_CallMethodNoArgs(lock_.ptr(), method);
+  ~Lock() {
+    PyObject* done = PyObject_CallMethodNoArgs(lock_.ptr(), names_.release);
     if (done == nullptr) {
       PyErr_Clear();
     }
     Py_XDECREF(done);
   }
+  Lock(const Lock&) = delete;
+  Lock& operator=(const Lock&) = delete;
+
+ private:
   py::object lock_;
   const Names& names_;
 };
@@ -207,8 +210,7 @@ class Rank {  // one rank's objects and ledger
       return std::nullopt;
     }
     call.group = py::reinterpret_borrow<py::object>(known);
-    const at::Tensor* described = nullptr;
-    if (!measure(stack[first + op.data], described, call.elements) || described == nullptr) {
+    if (!measure(stack[first + op.data], call.data, call.elements) || call.data == nullptr) {
       return std::nullopt;
     }
     if (op.reduce_op >= 0) {
@@ -225,8 +227,8 @@ class Rank {  // one rank's objects and ledger
     add(call.key, call.reduce_op);
     add(call.key, call.root);
     add(call.key, call.elements);
-    add(call.key, described->scalar_type());
-    for (const int64_t size : described->sizes()) {
+    add(call.key, call.data->scalar_type());
+    for (const int64_t size : call.data->sizes()) {
       add(call.key, size);
     }
     const py::object tag = get(objects_->current, names_.tag);
@@ -240,7 +242,6 @@ class Rank {  // one rank's objects and ledger
       call.key.push_back('t');
       call.key.append(bytes, length);
     }
-    call.data = py::cast(*described);
     return call;
   }
 
@@ -249,7 +250,7 @@ class Rank {  // one rank's objects and ledger
     if (known != calls_.end()) {
       return known->second;
     }
-    const auto parts = objects_->interception.attr("identify")(op.op, call.reduce_op, call.data, call.elements, call.root)
+    const auto parts = objects_->interception.attr("identify")(op.op, call.reduce_op, py::cast(*call.data), call.elements, call.root)
                            .cast<std::tuple<uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint64_t>>();
     const Identity identity{std::get<0>(parts), std::get<1>(parts), std::get<2>(parts),
                             std::get<3>(parts), std::get<4>(parts), std::get<6>(parts)};
