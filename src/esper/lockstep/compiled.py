@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch.distributed import distributed_c10d as c10d
 
-from esper.lockstep.errors import KernelNotBuilt
+from esper.lockstep.errors import KernelNotBuilt, StartError
 from esper.lockstep.ledger import COUNT_AT, HEADER_SIZE, RECORD_SIZE, THREADS_AT
 from esper.lockstep.schemas import OpSchema
 
@@ -47,11 +47,11 @@ def library_path() -> Path:
 def load() -> ModuleType | None:
     """The compiled kernel; None where it has not been built, or is not wanted.
 
-    Raises ValueError where the environment asks for something unknown.
+    Raises StartError where the environment asks for something unknown.
     """
     choice = os.environ.get(CHOICE, "auto")
     if choice not in _CHOICES:
-        raise ValueError(f"{CHOICE}={choice!r} is none of {', '.join(_CHOICES)}")
+        raise StartError(f"{CHOICE}={choice!r}", f"it is one of {', '.join(_CHOICES)}")
     path = library_path()
     if choice == "python" or not path.is_file():
         return None

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from esper.lockstep.errors import InterceptionUnavailable, LedgerError
+from esper.lockstep.errors import InterceptionUnavailable, LedgerError, StartError
 from esper.lockstep.evidence import answer_stack_requests
 from esper.lockstep.lineage import die_with_parent
 
@@ -35,7 +35,7 @@ def main() -> None:
     try:
         answer_stack_requests(run_dir, rank)
         interception = _interception(run_dir, rank, world_size)
-    except (ImportError, OSError, LedgerError, InterceptionUnavailable) as error:
+    except (ImportError, OSError, LedgerError, InterceptionUnavailable, StartError) as error:
         _refuse(run_dir, error)
     recorder = interception.recorder
     program_over.append(recorder.over)

@@ -15,10 +15,12 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
+from esper.lockstep.errors import StartError
 from esper.lockstep.lineage import die_with_parent
 from pytest_esper_ddp.markers import is_ddp
 from pytest_esper_ddp.wire.channel import Closed, receive, send
@@ -171,6 +173,10 @@ def main() -> None:
 
         torch.set_num_threads(1)
         import pytest_esper_ddp.rank.worker  # noqa: F401
+        from esper.lockstep import compiled
+
+        with suppress(StartError):  # the ranks say it
+            compiled.load()
 
         for request in _messages(channel):
             _session(channel, request)

@@ -15,8 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from esper.lockstep import compiled, tag
 from esper.lockstep.entry import Entry, Times
-from esper.lockstep.errors import KernelNotBuilt
+from esper.lockstep.errors import KernelNotBuilt, StartError
 from esper.lockstep.recorder import Recorder, is_victim
+from tests.esper.lockstep.launching import command
 from tests.esper.lockstep.recording import on_ranks, recorded
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -193,5 +194,9 @@ def test_a_library_that_can_not_be_loaded_is_done_without(
 
 def test_an_unknown_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(compiled.CHOICE, "rust")
-    with pytest.raises(ValueError, match="ESPER_LOCKSTEP_KERNEL='rust' is none of auto, python"):
+    with pytest.raises(StartError, match=r"^ESPER_LOCKSTEP_KERNEL='rust': it is one of auto, python$"):
         compiled.load()
+    done = command("--nproc", "2", "--", __file__)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.count("ESPER_LOCKSTEP_KERNEL='rust': it is one of auto, python") == 1
+    assert "Traceback" not in done.stderr
