@@ -20,8 +20,8 @@ from torch.distributed import distributed_c10d as c10d
 
 from esper.lockstep import backward, compiled, tags, waiting
 from esper.lockstep.entry import Flag, Time
-from esper.lockstep.errors import InterceptionUnavailable
 from esper.lockstep.groups import Groups, patch
+from esper.lockstep.hooks import check_hooks
 from esper.lockstep.interposer import After, Call, Interposer, Peek
 from esper.lockstep.recorder import GroupRecord, Recorder
 from esper.lockstep.replicas import Replicas
@@ -56,7 +56,7 @@ class Interception:
         """Start to see collectives. Raises InterceptionUnavailable where this torch lacks a hook, naming
         it.
         """
-        _check_hooks()
+        check_hooks()
         self._library = torch.library.Library("c10d", "IMPL")  # type: ignore[no-untyped-call]
         self._compiled = compiled.kernels_of(self)
         for schema in torch._C._jit_get_all_schemas():
@@ -321,19 +321,3 @@ def _refused(error: BaseException) -> bool:
     file = __file__ if innermost is None else innermost.tb_frame.f_code.co_filename
     native = isinstance(error, Exception) and file in (__file__, torch._ops.__file__)
     return native and not isinstance(error, dist.DistError)
-
-
-def _check_hooks() -> None:
-    """Raises InterceptionUnavailable naming the first hook that this build of torch lacks."""
-    if not dist.is_available():
-        raise InterceptionUnavailable("torch.distributed", torch.__version__)
-    for holder, name in (
-        (torch._C, "_dispatch_keyset_full_after"),
-        (torch._C, "_jit_get_all_schemas"),
-        (dist.ProcessGroup, "unbox"),
-        (torch._C._distributed_c10d.Work, "unbox"),
-        (torch._C._distributed_c10d, "_create_work_from_future"),
-        (torch.library, "Library"),
-    ):
-        if not hasattr(holder, name):
-            raise InterceptionUnavailable(f"{getattr(holder, '__name__', holder)}.{name}", torch.__version__)

@@ -62,6 +62,9 @@ def main() -> None:
 
 
 def _interception(run_dir: Path, rank: int, world_size: int) -> Interception:
+    from esper.lockstep.hooks import check_hooks
+
+    check_hooks()  # the imports below would fail with less than a name
     from esper.lockstep.intercept import Interception
     from esper.lockstep.joining import see_who_joins
     from esper.lockstep.ledger import Ledger
