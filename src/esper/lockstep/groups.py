@@ -8,14 +8,19 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed import device_mesh
 from torch.distributed import distributed_c10d as c10d
 
 from esper.lockstep.entry import Flag, Kind, Time
 from esper.lockstep.recorder import GroupRecord, Recorder
+
+# What goes on around a call of init_process_group: its arguments, and the caller's frame.
+Joining = Callable[[tuple[Any, ...], dict[str, Any], FrameType], AbstractContextManager[None]]
 
 
 class Groups:
@@ -29,10 +34,14 @@ class Groups:
         self._texts: dict[str, str] = {}  # what is recorded of calls made together, by what must be the same
         self._generation: dict[str, int] = {}
         self._undo: list[Callable[[], None]] = []
-        # The process is in a job in which it is not the rank that it was started as: one of several jobs in
-        # one launch, a world that shrank, ranks numbered anew. Who its peers are can't be told, so nothing
-        # of such a job is recorded.
+        self.joining: Joining = lambda args, kwargs, frame: nullcontext()
+        # The process is in a job whose peers are only simulated: nothing is recorded.
         self.foreign = False
+        # The process is in a job in which it is not the rank that it was started as: one of several jobs in
+        # one launch, a world that shrank, ranks numbered anew. Who its peers are can't be told, so what it
+        # does there is recorded as if it were alone, under names that no other process uses.
+        self._apart: tuple[int, int] | None = None  # its rank there, and how many there are
+        self._jobs_apart = 0
         # Two threads that meet a group at once must not both number its calls from 0.
         self._meeting = threading.RLock()
 
@@ -49,6 +58,8 @@ class Groups:
 
     def channel(self, group: GroupRecord) -> GroupRecord:
         """Where the point-to-point calls of `group` are numbered."""
+        if self._apart is not None:
+            return group  # its peers are not known, so nothing is to be paired
         known = self._channels.get(group.key)
         if known is None:
             key = f"p2p:{group.key}"
@@ -110,25 +121,34 @@ class Groups:
             if record is not None:
                 return record
             key = self._key(name, world=group is dist.group.WORLD)
-            try:
-                members = tuple(dist.get_process_group_ranks(group))
-            except (KeyError, ValueError):  # not registered yet: a call from inside the group's own creation
-                members = tuple(range(group.size()))
-            record = GroupRecord(key, self._recorder.ledger.string(key), members)
+            record = GroupRecord(key, self._recorder.ledger.string(key), self._members(group))
             self._announce(record)
             self._known[name] = record
             return record
+
+    def _members(self, group: Any) -> tuple[int, ...]:
+        if self._apart is not None:
+            return (self._recorder.ledger.rank,)
+        try:
+            return tuple(dist.get_process_group_ranks(group))
+        except (KeyError, ValueError):  # not registered yet: a call from inside the group's own creation
+            return tuple(range(group.size()))
 
     def _key(self, name: str, *, world: bool) -> str:
         """The name of the next group that torch calls `name`. It gives the same names again after a destroy,
         and number 3 of the new group is not number 3 of the old.
         """
         label = "default" if world else f"group {name}"
-        generation = self._generation[name] = self._generation.get(name, 0) + 1
+        if self._apart is not None:
+            label = f"{label} of rank {self._recorder.ledger.rank}'s job {self._jobs_apart}"
+        generation = self._generation[label] = self._generation.get(label, 0) + 1
         return label if generation == 1 else f"{label} ({generation})"
 
     def _announce(self, record: GroupRecord) -> None:
-        self._recorder.event(Kind.GROUP, group=record.key, ranks=record.members)
+        detail: dict[str, Any] = {"ranks": record.members}
+        if self._apart is not None and self._apart[1] > 1:
+            detail["apart"] = "rank {} of {}".format(*self._apart)
+        self._recorder.event(Kind.GROUP, group=record.key, **detail)
 
     def _forget(self, group: Any, site: int) -> None:
         name = group.group_name
@@ -149,10 +169,9 @@ class Groups:
 
         @functools.wraps(init)
         def init_process_group(*args: Any, **kwargs: Any) -> None:
-            init(*args, **kwargs)
-            numbered = dist.get_rank(), dist.get_world_size()
-            started = recorder.ledger.rank, recorder.ledger.world_size
-            self.foreign = numbered != started or dist.get_backend() == "fake"
+            with self.joining(args, kwargs, sys._getframe(1)):
+                init(*args, **kwargs)
+            self._joined(dist.get_rank(), dist.get_world_size())
 
         def destroy_process_group(group: Any = None) -> None:
             ends_all = group is None or group is dist.group.WORLD
@@ -164,7 +183,8 @@ class Groups:
                 for one in [one for one in c10d._world.pg_map if ends_all or one is group]:
                     self._forget(one, site)
             destroy(group)
-            self.foreign = self.foreign and not ends_all
+            if ends_all:
+                self.foreign, self._apart = False, None
 
         def _exit(status: int) -> Any:
             recorder.leaving(status, recorder.site(sys._getframe(1)))
@@ -186,6 +206,7 @@ class Groups:
         for holder, name, patched in (
             (c10d, "init_process_group", init_process_group),
             (dist, "init_process_group", init_process_group),
+            (device_mesh, "init_process_group", init_process_group),
             (c10d, "_new_group_with_tag", _new_group_with_tag),
             (c10d, "destroy_process_group", destroy_process_group),
             (dist, "destroy_process_group", destroy_process_group),
@@ -193,10 +214,17 @@ class Groups:
         ):
             self._undo.append(patch(holder, name, patched))
 
+    def _joined(self, rank: int, world_size: int) -> None:
+        ledger = self._recorder.ledger
+        self.foreign = dist.get_backend() == "fake"
+        if not self.foreign and (rank, world_size) != (ledger.rank, ledger.world_size):
+            self._jobs_apart += 1
+            self._apart = rank, world_size
+
     def _creating(self, ranks: Any, frame: FrameType) -> int:
         world = dist.group.WORLD
         members = self.of(world).members
-        wanted = sorted(ranks) if ranks is not None else list(members)
+        wanted = sorted(ranks if ranks is not None else range(dist.get_world_size()))
         return self.together(
             f"groups of {self.of(world).key}",
             members,

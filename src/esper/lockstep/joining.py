@@ -3,78 +3,87 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import torch.distributed
-from torch.distributed import device_mesh, distributed_c10d, is_initialized
+from torch.distributed import is_initialized
 
 from esper.lockstep.entry import Flag, Kind, Time
-from esper.lockstep.groups import patch
+from esper.lockstep.groups import Groups
 from esper.lockstep.recorder import VICTIM, GroupRecord, Recorder
 
 _STORE_IS_SERVED = "TORCHELASTIC_USE_AGENT_STORE"
 
 
-def see_who_joins(recorder: Recorder) -> None:
+def see_who_joins(recorder: Recorder, groups: Groups) -> None:
     """Record init_process_group as a call that all ranks make in step: who waits in it for a rank that has
     ended would do so for half an hour, and nothing else in the ledgers would tell.
     """
     ledger = recorder.ledger
     job = GroupRecord("the job", ledger.string("the job"), tuple(range(ledger.world_size)))
     recorder.event(Kind.GROUP, group=job.key, ranks=job.members)
-    # As the interception has it already, which notes what job this process is in.
-    init_process_group = torch.distributed.init_process_group
-    signature, port = inspect.signature(init_process_group), os.environ.get("MASTER_PORT")
+    # A group of this process only: that it waits to join is seen, not for whom.
+    key = f"the job of rank {ledger.rank}"
+    alone = GroupRecord(key, ledger.string(key), (ledger.rank,))
+    signature, port = inspect.signature(torch.distributed.init_process_group), os.environ.get("MASTER_PORT")
 
-    @functools.wraps(init_process_group)
-    def joining(*args: Any, **kwargs: Any) -> None:
+    @contextlib.contextmanager
+    def joining(args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType) -> Iterator[None]:
         call = _Joining.of(signature, args, kwargs)
         # Ranks numbered otherwise than they were started: who waits there for whom is not known, but at one
         # address all must want a world of one size.
         numbered_alike = (call.rank, call.world_size) == (ledger.rank, ledger.world_size)
         followed = numbered_alike or (call.world_size > 0 and call.is_at(port))
-        with call.own_store():
-            if is_initialized() or not followed:
-                init_process_group(*args, **kwargs)
-                return
-            size = f"a world of {call.world_size}"
-            with job.lock:
-                number = recorder.collective(
-                    job,
-                    "init_process_group",
-                    None,
-                    None,
-                    None,
-                    0,
-                    -1,
-                    -1,
-                    recorder.site(sys._getframe(1)),
-                    Flag.WAITED if numbered_alike else 0,
-                    json.dumps({"same": size}),
-                    same=size,
-                )
-            try:
-                init_process_group(*args, **kwargs)
-            except BaseException as error:
-                job.next -= 1  # it may try again
-                ledger.stamp(number, Time.WAIT_ENDED, Flag.FAILED | Flag.REFUSED)
-                # A backend that none of them has fails them one after the other: that is no divergence, so
-                # the first is not blamed for the next one's short wait.
-                if isinstance(error, Exception):
-                    setattr(error, VICTIM, True)
-                raise
-            ledger.stamp(number, Time.WAIT_ENDED)
+        with call.own_store(), contextlib.ExitStack() as seen:
+            if not is_initialized():
+                site = recorder.site(frame)
+                if followed:
+                    waits = Flag.WAITED if numbered_alike else Flag(0)
+                    seen.enter_context(_entered(recorder, job, call, site, waits))
+                if not numbered_alike and call.world_size != 1:
+                    recorder.event(Kind.GROUP, group=key, ranks=alone.members, apart=call.place())
+                    seen.enter_context(_entered(recorder, alone, call, site, Flag.WAITED))
+            yield
 
-    for holder in (torch.distributed, distributed_c10d, device_mesh):
-        patch(holder, "init_process_group", joining)
+    groups.joining = joining
+
+
+@contextlib.contextmanager
+def _entered(recorder: Recorder, job: GroupRecord, call: _Joining, site: int, flags: Flag) -> Iterator[None]:
+    size = f"a world of {call.world_size}"
+    with job.lock:
+        number = recorder.collective(
+            job,
+            "init_process_group",
+            None,
+            None,
+            None,
+            0,
+            -1,
+            -1,
+            site,
+            flags,
+            json.dumps({"same": size}),
+            same=size,
+        )
+    try:
+        yield
+    except BaseException as error:
+        job.next -= 1  # it may try again
+        recorder.ledger.stamp(number, Time.WAIT_ENDED, Flag.FAILED | Flag.REFUSED)
+        # A backend that none of them has fails them one after the other: that is no divergence, so the first
+        # is not blamed for the next one's short wait.
+        if isinstance(error, Exception):
+            setattr(error, VICTIM, True)
+        raise
+    recorder.ledger.stamp(number, Time.WAIT_ENDED)
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,10 @@ class _Joining:
             return cls(int(known["rank"]), int(known["world_size"]), method)
         except (TypeError, ValueError):
             return cls(-1, -1, method)
+
+    def place(self) -> str:
+        """Which rank of which world it wants to be, for people."""
+        return f"rank {self.rank} of {self.world_size}" if self.world_size > 0 else "a rank of another job"
 
     def is_at(self, port: str | None) -> bool:
         """Whether it meets the others where the launcher said."""

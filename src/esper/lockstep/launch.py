@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from esper.lockstep.apart import ApartWatch, not_compared
 from esper.lockstep.diagnosis import Report, ranks_text
 from esper.lockstep.ending import end_all, keeper, run_directory
 from esper.lockstep.entry import State
@@ -68,17 +69,15 @@ def _run(
             store = serve_store(listener, world_size)
         except (ImportError, RuntimeError) as error:
             raise StartError("the job's store", str(error)) from error
-        never_began = _watch(supervisor, processes, patience, show)
+        inconclusive = _watch(supervisor, processes, patience, show)
     finally:
         end_all(processes)
         del store
     for rank, process in enumerate(processes):
         if supervisor.view.ranks[rank].ended is None:
             supervisor.ended(rank, process.returncode)
-    if never_began is not None:
-        code = processes[never_began].returncode
-        how = f"by signal {-code}" if code < 0 else f"with status {code}"
-        show(f"inconclusive: rank {never_began} ended {how} before its script began")
+    if inconclusive is not None:
+        show(f"inconclusive: {inconclusive}")
         return supervisor.report("inconclusive"), INCONCLUSIVE
     return _outcome(supervisor, show)
 
@@ -126,11 +125,10 @@ def _watch(
     processes: Sequence[subprocess.Popen[bytes]],
     patience: float,
     show: Callable[[str], None],
-) -> int | None:
-    """Poll until a diagnosis or until every rank has ended; or until one ends whose script never began, and
-    return which.
-    """
+) -> str | None:
+    """Poll until a diagnosis or until every rank has ended; or until nothing is to be had, and return why."""
     after = _AfterAFailure(supervisor, patience)
+    apart = ApartWatch(supervisor.view, supervisor.pids, patience)
     with selectors.DefaultSelector() as selector, ExitStack() as open_ones:
         for rank, process in enumerate(processes):
             try:
@@ -145,10 +143,15 @@ def _watch(
                 rank = int(key.data)
                 supervisor.ended(rank, processes[rank].wait())
                 if LedgerReader(supervisor.run_dir, rank).state() is State.STARTING:
-                    return rank
+                    code = processes[rank].returncode
+                    how = f"by signal {-code}" if code < 0 else f"with status {code}"
+                    return f"rank {rank} ended {how} before its script began"
             if supervisor.poll() is not None:
                 return None
-            if (said := after.nothing_moves(time.monotonic())) is not None:
+            now = time.monotonic()
+            if waits := apart.stuck(now):
+                return apart.text(waits, now, supervisor.line_of)
+            if (said := after.nothing_moves(now)) is not None:
                 show(said)
                 return None
         supervisor.poll(final=True)
@@ -196,6 +199,8 @@ def _outcome(supervisor: Supervisor, show: Callable[[str], None]) -> tuple[Repor
         show(f"inconclusive: lockstep itself failed\n{supervisor.broken.rstrip()}")
         status = failed if failed > 0 else 128 - failed
         return supervisor.report("inconclusive"), status if failed else INCONCLUSIVE
+    if (said := not_compared(supervisor.view)) is not None:
+        show(said)
     if failed:
         return supervisor.report("failed"), failed if failed > 0 else 128 - failed
     return supervisor.report("clean"), 0

@@ -72,7 +72,7 @@ def _interception(run_dir: Path, rank: int, world_size: int) -> Interception:
 
     interception = Interception(Recorder(Ledger(run_dir, rank, world_size)))
     interception.install()
-    see_who_joins(interception.recorder)
+    see_who_joins(interception.recorder, interception.groups)
     return interception
 
 

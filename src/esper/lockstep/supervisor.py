@@ -66,7 +66,7 @@ class Supervisor:
         self._kept_waiting: dict[int, tuple[float, float]] = {}
         self._alive_at: dict[int, float] = {}
         self._held_since: float | None = None
-        self._late = LateWatch(self._line_of_late, show)
+        self._late = LateWatch(self.line_of, show)
         self.view = View(len(self.pids), self)
         self._next_proof = 0.0
         self.diagnosis: Diagnosis | None = None
@@ -204,10 +204,13 @@ class Supervisor:
         ago = (seen.ended.at if seen.ended else look.at) - look.at
         return replace(where, site=look.site, detail=f"{where.detail}; it was here {ago:.1f} s before")
 
-    def _line_of_late(self, rank: int) -> tuple[str, Site | None]:
-        # It may be healthy: never woken, and not waited for, since a proof about others may be due.
-        path = stack_path(self.run_dir, rank)
-        return current_line(self.pids[rank], path, self._internal, _LOOK_WITHIN, wake=False)
+    def line_of(self, rank: int, within: float = _LOOK_WITHIN) -> tuple[str, Site | None]:
+        """State and line of a living rank that may be healthy: never woken. Waits `within` seconds for its
+        answer, hardly at all unless told otherwise, since a proof about others may be due.
+        """
+        return current_line(
+            self.pids[rank], stack_path(self.run_dir, rank), self._internal, within, wake=False
+        )
 
     def report(self, verdict: str) -> Report:
         """The run as `esper.lockstep.report/1` has it."""

@@ -51,6 +51,8 @@ def suspects(view: View, waits: dict[int, list[Wait]], now: float, patience: Pat
     for one in late(view, waits, now):
         rank, since, entries = one.rank, one.since, one.entries
         letter, stopped = view.live.state(rank), view.live.stopped_since(rank)
+        if stopped is None and view.unconnected(rank):
+            continue  # what keeps it there is torch's: a peer's address that is no longer true, say
         # It can't come while others have the processors: that time is not its own.
         starved = view.live.starved(rank, since)
         allowed = patience.running + starved

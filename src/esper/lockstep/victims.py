@@ -133,7 +133,7 @@ def _given_up(view: View, waits: dict[int, list[Wait]], now: float) -> list[Find
             continue  # an error of its own
         for wait in ones:
             for absent in wait.lacks:
-                if absent in waits or view.ranks[absent].left or not wait.sure:
+                if absent in waits or view.ranks[absent].left or not wait.sure or view.unconnected(absent):
                     continue
                 kind = "frozen" if view.live.state(absent) in "TtS" else "stalled"
                 place = (wait.entry.group, wait.entry.sequence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -10,6 +11,9 @@ from esper.lockstep.auditbook import AuditBook
 from esper.lockstep.entry import Entry, Kind, Times
 from esper.lockstep.mailbox import Wait
 from esper.lockstep.matching import Matching
+
+# Calls of a rank in a job that is not followed: with more than that under way the oldest are forgotten.
+_MOST_APART = 256
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,9 @@ class RankView:
     faults: list[Entry] = field(default_factory=list)
     last: Entry | None = None
     last_of_thread: dict[int, Entry] = field(default_factory=dict)
+    # Groups whose other members are not known, and what the rank is there; and what it has entered there.
+    apart: dict[str, str] = field(default_factory=dict)
+    calls_apart: deque[Entry] = field(default_factory=lambda: deque(maxlen=_MOST_APART))
 
     @property
     def left(self) -> bool:
@@ -48,6 +55,11 @@ class RankView:
             case Kind.COLLECTIVE:
                 self.last = entry
                 self.last_of_thread[entry.thread] = entry
+                if entry.group in self.apart:
+                    self.calls_apart.append(entry)
+            case Kind.GROUP:
+                if "apart" in entry.detail:
+                    self.apart[entry.group] = entry.detail["apart"]
             case Kind.DESTROY:
                 self.destroyed.setdefault(entry.group, entry)
             case Kind.RAISED:
@@ -114,6 +126,19 @@ class View:
         """Who waits in what, now."""
         self.matching.follow_offered(self.refresh)
         return self.matching.waits(self.refresh)
+
+    def unconnected(self, rank: int) -> list[Entry]:
+        """The calls of init_process_group that all ranks have entered and that this one has not left."""
+        last = self.ranks[rank].last_of_thread.values()
+        fresh = (self.refresh(entry) for entry in last if entry.op == "init_process_group")
+        return [
+            entry
+            for entry in fresh
+            if entry is not None
+            and entry.blocks()
+            and entry.group not in self.ranks[rank].apart
+            and self.matching.slot(entry.group, entry.sequence) is None
+        ]
 
     def refresh(self, entry: Entry) -> Entry | None:
         """The entry with its times as they are now; None where the ring has overwritten it."""

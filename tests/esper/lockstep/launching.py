@@ -56,10 +56,12 @@ class Outcome:
         return f"{self.script}:{number}"
 
 
-def launch(folder: Path, body: str, *arguments: str, nproc: int = 2, patience: float = 20.0) -> Outcome:
+def launch(
+    folder: Path, body: str, *arguments: str, nproc: int = 2, patience: float = 20.0, head: str = _HEAD
+) -> Outcome:
     """Run the script on `nproc` ranks; its report is valid, and no process of it is left."""
     script, report = folder / "program.py", folder / "report.json"
-    script.write_text(_HEAD + textwrap.dedent(body))
+    script.write_text(head + textwrap.dedent(body))
     options = ["--nproc", str(nproc), "--report", str(report), "--patience", str(patience)]
     done = command(*options, "--", str(script), *arguments)
     assert report.is_file(), done.stderr
