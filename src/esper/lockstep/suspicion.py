@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from esper.lockstep.entry import Entry
 from esper.lockstep.finding import Finding, Patience, Where, in_collective, joined
 from esper.lockstep.mailbox import Wait
-from esper.lockstep.victims import failed, victims
+from esper.lockstep.victims import failed, not_connected, victims
 from esper.lockstep.view import View
 from esper.lockstep.waitgraph import on_circles
 
@@ -138,4 +138,6 @@ def _standstill(view: View, waits: dict[int, list[Wait]], now: float, patience: 
     for rank in on_circles(edges) or alive or first.lacks:
         own = [wait.entry for _, wait in stuck if wait.entry.rank == rank]
         guilty[rank] = in_collective(max(own, key=lambda entry: entry.issued)) if own else None
+    if all(not_connected(view, rank, place[0]) for rank in guilty):
+        return []
     return [Finding("stalled", since + patience.running, *place, waiting, guilty)]

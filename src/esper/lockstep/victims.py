@@ -42,6 +42,8 @@ def _excused(
     """
     found = []
     for finding in gone(view, waits, set(), now, excuse=False):
+        if all(not_connected(view, rank, finding.group) for rank in finding.guilty):
+            continue  # the run has the failure of that rank
         cause = _cause(view, waits, finding.since + NOTICED_WITHIN)
         if cause is not None:
             rank, (kind, at, where) = cause
@@ -49,6 +51,17 @@ def _excused(
         elif final or now - finding.since > patience.running or not _preceded(view, finding, now):
             found.append(finding)
     return found
+
+
+def not_connected(view: View, rank: int, group: str) -> bool:
+    """Whether the rank ended since torch could not connect it, though others were let into the job: at an
+    address of a peer that is no longer true, say.
+    """
+    last, raised = view.ranks[rank].last, view.ranks[rank].raised
+    if last is None or raised is None or last.op != "init_process_group" or last.group == group:
+        return False
+    fresh = view.refresh(last)
+    return bool(raised.detail.get("victim") and fresh is not None and fresh.times.flags & Flag.FAILED)
 
 
 def _preceded(view: View, finding: Finding, now: float) -> bool:

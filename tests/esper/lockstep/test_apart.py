@@ -223,6 +223,27 @@ def test_who_is_not_let_out_of_joining_is_not_late_for_one_that_gave_up() -> Non
     assert story.found(later=1.0, patience=TWO_SECONDS) is None
 
 
+def test_who_can_not_be_connected_is_not_accused_by_those_who_were() -> None:
+    story = joined(2)
+    story.call(1)
+    (call,) = story.view.unconnected(0)
+    story.come_back(call, failed=True)
+    story.raises(0, victim=True)
+    story.ends_process(0, 1)
+    assert story.found(later=9.0, patience=TWO_SECONDS) is None
+    assert story.found(final=True) is None
+
+
+def test_who_fails_to_join_while_the_others_still_wait_for_it_is_named() -> None:
+    story = Story(2)
+    story.group("the job", 0, 1)
+    story.call(1, "init_process_group", "the job")
+    story.come_back(story.call(0, "barrier"), failed=True)
+    story.raises(0, victim=True)
+    story.ends_process(0, 1)
+    assert story.found(later=9.0, patience=TWO_SECONDS) == ("raised", [0])
+
+
 def test_who_joins_another_job_keeps_the_others_waiting() -> None:
     story = Story(2)
     story.write(1, Kind.GROUP, group="the job of rank 1", detail={"ranks": [1], "apart": "rank 0 of 2"})
