@@ -168,6 +168,46 @@ class ShapeMismatch(EsperError):
         return f"{self.where}: output shape {self.got}, but a seed must keep its input's, {self.expected}"
 
 
+class BadSlotPoint(EsperError):
+    """A submodule after which no slot can go; `known` are names that could."""
+
+    def __init__(self, name: str, problem: str, known: tuple[str, ...]) -> None:
+        super().__init__(name, problem, known)
+        self.name = name
+        self.problem = problem
+        self.known = known
+
+    def __str__(self) -> str:
+        return f"no slot can go after {self.name!r}: it {self.problem}; looked among: {_listed(self.known)}"
+
+
+class FeatureMismatch(EsperError):
+    """Features at a slot that are not of its topology or not of its size; `letters` name the axes."""
+
+    def __init__(self, where: str, letters: str, channels: int, got: tuple[int, ...]) -> None:
+        super().__init__(where, letters, channels, got)
+        self.where = where
+        self.letters = letters
+        self.channels = channels
+        self.got = got
+
+    def __str__(self) -> str:
+        axes = ", ".join(f"C={self.channels}" if letter == "C" else letter for letter in self.letters)
+        return f"{self.where}: features of shape {self.got}, but this slot was made for ({axes})"
+
+
+class ForcedAlpha(EsperError):
+    """A mutating way to set alpha was asked for; `replacement` is the call that answers without mutation."""
+
+    def __init__(self, name: str, replacement: str) -> None:
+        super().__init__(name, replacement)
+        self.name = name
+        self.replacement = replacement
+
+    def __str__(self) -> str:
+        return f"there is no {self.name}: it would change the model for everyone; use {self.replacement}"
+
+
 class BadOverride(EsperError):
     """An alpha override that cannot be evaluated."""
 

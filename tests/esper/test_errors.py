@@ -37,6 +37,16 @@ SENTENCES = {
     errors.ShapeMismatch("slot 'r0c0'", (2, 4, 8, 8), (2, 4, 4, 4)): (
         "slot 'r0c0': output shape (2, 4, 4, 4), but a seed must keep its input's, (2, 4, 8, 8)"
     ),
+    errors.BadSlotPoint("fc", "is not run by the forward pass", ("conv",)): (
+        "no slot can go after 'fc': it is not run by the forward pass; looked among: conv"
+    ),
+    errors.FeatureMismatch("slot 'r0c0'", "NCHW", 4, (2, 8, 8)): (
+        "slot 'r0c0': features of shape (2, 8, 8), but this slot was made for (N, C=4, H, W)"
+    ),
+    errors.ForcedAlpha("SeedSlot.force_alpha", "model(x, alpha_overrides={'r0c0': alpha})"): (
+        "there is no SeedSlot.force_alpha: it would change the model for everyone; "
+        "use model(x, alpha_overrides={'r0c0': alpha})"
+    ),
     errors.BadOverride("r0c0", "1.5", "a number in [0, 1] or a float tensor ()"): (
         "alpha_overrides['r0c0'] = 1.5 is not accepted: must be a number in [0, 1] or a float tensor ()"
     ),

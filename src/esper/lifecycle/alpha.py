@@ -93,6 +93,11 @@ class AlphaController:
         """One step along the ramp; the last one lands on the target itself. Without a ramp, the same."""
         return self if self.done == self.ticks else replace(self, done=self.done + 1)
 
+    def after(self, ticks: int) -> "AlphaController":
+        """What `ticks` ticks lead to."""
+        done = min(self.ticks, self.done + ticks)
+        return self if done == self.done else replace(self, done=done)
+
     def retarget(self, target: float, ticks: int, curve: AlphaCurve | None = None) -> "AlphaController":
         """Start a ramp from the present alpha to `target` over `ticks` ticks; 0 ticks: at once.
 

@@ -31,8 +31,8 @@ class SlotConfig:
     resetting_epochs: int = 1
 
     def __post_init__(self) -> None:
-        if self.blend is not Blend.ADD:
-            raise ConfigError("slot.blend", str(self.blend), str(Blend.ADD))
+        if not isinstance(self.blend, Blend):
+            raise ConfigError("slot.blend", self.blend, f"one of {', '.join(Blend)}")
         check_steepness("slot.steepness", self.steepness)
         if check_number("slot.alpha_target", self.alpha_target, 0.0, 1.0) == 0.0:
             # A ramp to 0 is how a slot says that it is being pruned.

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from esper.errors import UnguardedStage
+from esper.checks import check_int, check_number
+from esper.errors import ConfigError, UnguardedStage
 from esper.lifecycle.alpha import AlphaMode
 from esper.lifecycle.metrics import SlotMetrics
 from esper.lifecycle.stage import Stage
@@ -34,6 +35,16 @@ class GateConfig:
     min_contribution: float = 1.0
     full_improvement: float = 5.0  # improvement at which G2 scores 1
     full_contribution: float = 10.0  # contribution at which G5 scores 1
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError: a threshold of nan would fail every gate, and one of inf for ever."""
+        for name in ("min_training_epochs", "min_blending_epochs"):
+            check_int(f"gates.{name}", getattr(self, name), 0)
+        for name in ("min_improvement", "min_gradient_ratio", "min_gradient_health", "min_contribution"):
+            check_number(f"gates.{name}", getattr(self, name))
+        for name in ("full_improvement", "full_contribution"):
+            if check_number(f"gates.{name}", getattr(self, name)) <= 0.0:
+                raise ConfigError(f"gates.{name}", getattr(self, name), "a finite number above 0")
 
 
 @dataclass(frozen=True, slots=True)

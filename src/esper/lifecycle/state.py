@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from esper.checks import check_int
+from esper.checks import check_int, check_number
 from esper.errors import BadState, ConfigError, FossilPruned, IllegalTransition, SlotEmpty, SlotOccupied
 from esper.lifecycle.alpha import AlphaController, AlphaMode
 from esper.lifecycle.config import SlotConfig
@@ -95,6 +95,35 @@ class SlotState:
         if retreat.mode is AlphaMode.HOLD:
             return self._clear()
         return replace(self, alpha=retreat)
+
+    def retarget(self, target: float, ticks: int, config: SlotConfig) -> "SlotState":
+        """Send alpha to another `target` in (0, 1]; HOLDING goes back to BLENDING, BLENDING stays.
+
+        Raises SlotEmpty, AlphaNotHolding while alpha is on its way, IllegalTransition in other stages, or
+        ConfigError for a target outside of (0, 1] or ticks that are not an int of at least 0.
+        """
+        if self.stage is Stage.DORMANT:
+            raise SlotEmpty(self.slot_id, "retarget")
+        if self.stage not in (Stage.BLENDING, Stage.HOLDING):
+            raise self._illegal("retarget", "alpha has a target in BLENDING and HOLDING only")
+        if check_number("target", target, 0.0, 1.0) == 0.0:
+            raise ConfigError("target", target, "a number in (0, 1]; to take the seed out, prune it")
+        alpha = self.alpha.retarget(target, check_int("ticks", ticks, 0), config.curve)
+        if self.stage is Stage.BLENDING:
+            return replace(self, alpha=alpha)
+        return self._enter(Stage.BLENDING, alpha=alpha)
+
+    def quiet_ticks(self, config: SlotConfig) -> int | None:
+        """How many ticks from here change nothing but alpha and the epochs in the stage; None: all do."""
+        if in_cooldown(self.stage):
+            return max(0, config.cooldown(self.stage) - self.epochs_in_stage)
+        if self.alpha.mode is AlphaMode.DOWN:
+            return self.alpha.ticks_left - 1  # the last one lets the seed learn again, or takes it out
+        return None
+
+    def after(self, ticks: int) -> "SlotState":
+        """What `ticks` quiet ticks lead to."""
+        return replace(self, epochs_in_stage=self.epochs_in_stage + ticks, alpha=self.alpha.after(ticks))
 
     def tick(self, config: SlotConfig) -> "SlotState":
         """One epoch is over: alpha moves a step, a cooldown counts down, the epochs in the stage count up."""

@@ -20,3 +20,22 @@ def add(host: Tensor, seed: Tensor, alpha: Tensor) -> Tensor:
     """
     # Under autocast a seed may hand back another dtype than it was given, which lerp refuses.
     return torch.lerp(host, seed.to(host.dtype), alpha.to(host.dtype))
+
+
+def multiply(host: Tensor, seed: Tensor, read: Tensor, alpha: Tensor) -> Tensor:
+    """`host` * (1 + alpha * tanh(seed - read)), all (N, ...) of one shape; alpha () in [0, 1].
+
+    `read` is what the seed read. At most doubles or removes a feature; at alpha 0 the result is `host` bit
+    for bit, for finite values.
+    """
+    change = torch.tanh(seed.to(host.dtype) - read)
+    return host * (1.0 + alpha.to(host.dtype) * change)
+
+
+def gated(host: Tensor, seed: Tensor, gate: Tensor, alpha: Tensor) -> Tensor:
+    """Linear mix of `host` and `seed`, both (N, ...), by alpha () times `gate`, which broadcasts over them.
+
+    At alpha 0 the result is `host` bit for bit, for finite values.
+    """
+    share = torch.clamp(alpha.to(host.dtype) * gate.to(host.dtype), 0.0, 1.0)
+    return torch.lerp(host, seed.to(host.dtype), share)

@@ -1,19 +1,21 @@
 """A host with a slot at each of its slot points."""
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from esper.checks import check_number
-from esper.errors import BadOverride, ConfigError, OverrideInTraining, UnknownSlot
+from esper.errors import BadOverride, ConfigError, ForcedAlpha, OverrideInTraining, UnknownSlot
 from esper.lifecycle.config import SlotConfig
 from esper.lifecycle.record import SlotRecord
+from esper.model.counterfactual import Segmented, Variant, walk
 from esper.model.fingerprint import fingerprint
 from esper.model.host import Host
 from esper.model.slot import SeedSlot
+from esper.model.topology import topology
 
 _SLOT_ID = re.compile(r"r\d+c\d+")
 
@@ -50,6 +52,7 @@ class GrownModel(nn.Module):
         for slot_id in self.slot_ids:
             if not _SLOT_ID.fullmatch(slot_id) or self.slot_ids.count(slot_id) > 1:
                 raise ConfigError("model.host.slot_points", slot_id, "an id r<row>c<col>, given once")
+        topology("model.host.topology", host.topology)
         config = SlotConfig() if slot_config is None else slot_config
         self.host: nn.Module = host
         self.slots = SlotDict(
@@ -72,6 +75,42 @@ class GrownModel(nn.Module):
             return self._run(x, {})
         return self._run(x, self._checked(alpha_overrides))
 
+    def counterfactuals(self, x: Tensor, variants: Sequence[Variant]) -> tuple[Tensor, ...]:
+        """What `forward(x, alpha_overrides=variant)` gives for each of `variants`, in order.
+
+        Variants share what they have in common, when the host has `segment`. Without gradients the features
+        of one path through the host, and one beside it at each slot, are in memory at a time. Raises as
+        `forward`.
+        """
+        if not isinstance(self.host, Segmented):
+            return tuple(self.forward(x, alpha_overrides=variant) for variant in variants)
+        self._check_evaluating()
+        # One tensor for each number, by which variants that agree are found.
+        numbers: dict[float, Tensor] = {}
+        checked = [
+            {slot_id: self._as_alpha(slot_id, value, numbers) for slot_id, value in variant.items()}
+            for variant in variants
+        ]
+        slots = [(slot_id, self.slots[slot_id]) for slot_id in self.slot_ids]
+        return tuple(walk(self.host, slots, x, checked)) if checked else ()
+
+    def tick(self) -> None:
+        """One epoch is over for every slot, as `SeedSlot.tick` for each in forward order."""
+        slots = cast(Iterable[SeedSlot], self.slots.values())
+        for slot in [slot for slot in slots if not slot.clock.tick()]:
+            slot.turn()
+        # One write for all: a thousand single ones take half a millisecond.
+        shown = [slot.clock.alpha for slot in cast(Iterable[SeedSlot], self.slots.values())]
+        self.alphas.copy_(torch.tensor(shown, dtype=self.alphas.dtype))
+
+    def configuration(self) -> tuple[object, ...]:
+        """What a compiled step depends on: the same means the same graph, whatever the stages and alphas."""
+        return tuple(self.slots[slot_id].configuration() for slot_id in self.slot_ids)
+
+    def force_alpha(self, *_: object, **__: object) -> NoReturn:
+        """There is none: it would change the model for every other reader. Raises ForcedAlpha."""
+        raise ForcedAlpha("GrownModel.force_alpha", "model(x, alpha_overrides={slot_id: alpha})")
+
     def records(self) -> tuple[SlotRecord, ...]:
         """What the ranks compare, one record a slot, in forward order."""
         return tuple(self.slots[slot_id].record() for slot_id in self.slot_ids)
@@ -89,12 +128,15 @@ class GrownModel(nn.Module):
         return logits
 
     def _checked(self, overrides: Mapping[str, float | Tensor]) -> dict[str, Tensor]:
+        self._check_evaluating()
+        return {slot_id: self._as_alpha(slot_id, value, {}) for slot_id, value in overrides.items()}
+
+    def _check_evaluating(self) -> None:
         for name, module in self.named_modules():
             if module.training:
                 raise OverrideInTraining(name or type(self).__name__)
-        return {slot_id: self._as_alpha(slot_id, value) for slot_id, value in overrides.items()}
 
-    def _as_alpha(self, slot_id: str, value: float | Tensor) -> Tensor:
+    def _as_alpha(self, slot_id: str, value: float | Tensor, numbers: dict[float, Tensor]) -> Tensor:
         if slot_id not in self.slots:
             raise UnknownSlot(slot_id, self.slot_ids)
         if isinstance(value, Tensor):
@@ -105,7 +147,9 @@ class GrownModel(nn.Module):
             number = check_number(slot_id, value, 0.0, 1.0)
         except ConfigError:
             raise BadOverride(slot_id, repr(value), "a number in [0, 1] or a float tensor ()") from None
-        return torch.tensor(number, dtype=self.alphas.dtype, device=self.alphas.device)
+        if number not in numbers:
+            numbers[number] = torch.tensor(number, dtype=self.alphas.dtype, device=self.alphas.device)
+        return numbers[number]
 
     def _hand_out_alphas(self) -> None:
         for index, slot_id in enumerate(self.slot_ids):

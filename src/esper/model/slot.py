@@ -1,19 +1,23 @@
 """The place in a host where a seed lives: the module side of a `SlotState`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from esper.errors import BadState, ShapeMismatch
+from esper.errors import BadState, ConfigError, ForcedAlpha, ShapeMismatch
 from esper.lifecycle.alpha import AlphaMode
-from esper.lifecycle.config import SlotConfig
+from esper.lifecycle.clock import SlotClock
+from esper.lifecycle.config import Blend, SlotConfig
 from esper.lifecycle.record import SlotRecord
 from esper.lifecycle.stage import Stage, has_seed, in_forward
 from esper.lifecycle.state import SlotState
 from esper.model import blend
 from esper.model.blueprints import build
+from esper.model.gate import Gate, GatedSeed
+from esper.model.topology import topology as layout
 
 
 class _Path(Enum):
@@ -38,55 +42,84 @@ class SeedSlot(nn.Module):
         self.topology = topology
         self.config = config
         self.seed = None
-        self._state = SlotState(slot_id)
+        self.clock = SlotClock(SlotState(slot_id), config)
+        self._layout = layout(f"slot {slot_id!r}.topology", topology)
         # Kept beside the state because a compiled forward guards on what it reads, and the state changes
         # every epoch.
         self._path = _Path.OFF
+        self._trainable = False
         self._alpha = torch.zeros(())
 
     @property
     def stage(self) -> Stage:
         """The slot's stage."""
-        return self._state.stage
+        return self.clock.state.stage
 
     def record(self) -> SlotRecord:
         """What the ranks compare of this slot."""
-        return self._state.record()
+        return self.clock.state.record()
 
     def show_alpha_in(self, cell: Tensor) -> None:
         """Use `cell`, a float tensor (), as what the forward pass reads alpha from, and fill it."""
         self._alpha = cell
-        self._alpha.fill_(self._state.alpha.alpha)
+        self._alpha.fill_(self.clock.alpha)
 
     def prepare(self, blueprint: str, generator: torch.Generator) -> nn.Module:
         """A seed that `commit` takes, weights drawn from `generator` only; the slot itself stays as it is.
 
         Raises SlotOccupied, IllegalTransition (cooldown), UnknownBlueprint, or ShapeMismatch.
         """
-        self._state.check_vacant()
-        return build(self.topology, blueprint, self.channels, generator).to(self._alpha.device)
+        self.clock.state.check_vacant()
+        return self._build(blueprint, generator)
 
     def commit(self, blueprint: str, seed: nn.Module) -> None:
-        """DORMANT -> GERMINATED with this seed. Raises SlotOccupied or IllegalTransition (cooldown)."""
-        self._become(self._state.germinate(blueprint), seed.train(self.training))
+        """DORMANT -> GERMINATED with this seed.
+
+        Raises SlotOccupied, IllegalTransition (cooldown), or ConfigError for a slot that mixes by GATE and a
+        seed without a gate, one that `prepare` did not make.
+        """
+        if self.config.blend is Blend.GATE and not isinstance(seed, GatedSeed):
+            raise ConfigError("seed", type(seed).__name__, "a GatedSeed, since slot.blend is gate")
+        self._become(self.clock.state.germinate(blueprint), seed.train(self.training))
 
     def advance(self) -> None:
         """The next stage; entering BLENDING starts alpha on its way up. Gates are asked before, not here.
 
         Raises SlotEmpty, or IllegalTransition when there is no next stage or a prune is under way.
         """
-        self._become(self._state.advance(self.config), self.seed)
+        self._become(self.clock.state.advance(self.config), self.seed)
 
     def prune(self, tempo: int | None = None) -> None:
         """Take the seed out; from BLENDING and HOLDING over `tempo` ticks (None: the config's; 0: at once).
 
         Raises FossilPruned, SlotEmpty, IllegalTransition (cooldown, or a prune under way), or ConfigError.
         """
-        self._become(self._state.prune(self.config.tempo if tempo is None else tempo), self.seed)
+        self._become(self.clock.state.prune(self.config.tempo if tempo is None else tempo), self.seed)
+
+    def retarget(self, target: float, tempo: int | None = None) -> None:
+        """Send alpha to another `target` in (0, 1] over `tempo` ticks; HOLDING goes back to BLENDING.
+
+        Raises SlotEmpty, AlphaNotHolding, IllegalTransition, or ConfigError.
+        """
+        ticks = self.config.tempo if tempo is None else tempo
+        self._become(self.clock.state.retarget(target, ticks, self.config), self.seed)
 
     def tick(self) -> None:
         """One epoch is over: alpha moves a step, a cooldown counts down. Call it once, after the decision."""
-        self._become(self._state.tick(self.config), self.seed)
+        if self.clock.tick():
+            self._alpha.fill_(self.clock.alpha)
+        else:
+            self.turn()
+
+    def turn(self) -> None:
+        """The tick that `clock` does not count: the one that changes more than alpha."""
+        self._become(self.clock.state.tick(self.config), self.seed)
+
+    def configuration(self) -> tuple[object, ...]:
+        """What a compiled forward and backward pass depends on: it changes less often than the stage."""
+        if self._path is _Path.OFF:
+            return (self._path,)
+        return (self._path, self.clock.state.birth, self._trainable)
 
     def seed_parameters(self) -> tuple[nn.Parameter, ...]:
         """The seed's parameters in their module's order; none without a seed."""
@@ -94,7 +127,7 @@ class SeedSlot(nn.Module):
 
     def lifecycle_state(self) -> dict[str, object]:
         """Plain values that `load_lifecycle_state` takes back. Tensors are in `state_dict`, not here."""
-        return self._state.to_dict()
+        return self.clock.state.to_dict()
 
     def load_lifecycle_state(self, saved: Mapping[str, object]) -> None:
         """Go on from a saved state. A seed is rebuilt from its blueprint; load the tensors after this.
@@ -108,27 +141,66 @@ class SeedSlot(nn.Module):
         seed = None
         if state.blueprint is not None:
             # Any weights will do: the tensors that are loaded next replace them.
-            seed = build(self.topology, state.blueprint, self.channels, torch.Generator().manual_seed(0))
-            seed.to(self._alpha.device).train(self.training)
+            seed = self._build(state.blueprint, torch.Generator().manual_seed(0)).train(self.training)
         self._become(state, seed)
 
     def forward(self, h: Tensor, alpha: Tensor | None = None) -> Tensor:
         """Host features (N, C, ...) with the seed's part in them, same shape.
 
         `alpha` () stands in for the slot's own and makes TRAINING mix like BLENDING; it changes nothing.
-        Where the seed is not in the forward pass the result is `h` itself. Raises ShapeMismatch when the
-        seed changes the shape.
+        Where the seed is not in the forward pass the result is `h` itself. Raises FeatureMismatch for
+        features of another layout or size, ShapeMismatch when the seed changes the shape.
         """
         if self.seed is None or self._path is _Path.OFF:
             return h
-        if alpha is None and self._path is _Path.STRAIGHT:
-            # Detached: through the seed the host would get gradients of an output that it does not have.
-            return blend.straight_through(h, self._seed_output(self.seed, h.detach()))
-        return blend.add(h, self._seed_output(self.seed, h), self._alpha if alpha is None else alpha)
+        read = self._readable(h)
+        return self._mixed(self.seed, h, read, self._seed_output(self.seed, read), alpha)
+
+    def variants(self, h: Tensor, alphas: Sequence[Tensor | None]) -> list[Tensor]:
+        """What `forward(h, alpha)` gives for each of `alphas`, the seed evaluated once."""
+        if self.seed is None or self._path is _Path.OFF:
+            return [h] * len(alphas)
+        read = self._readable(h)
+        output = self._seed_output(self.seed, read)
+        return [self._mixed(self.seed, h, read, output, alpha) for alpha in alphas]
+
+    @property
+    def in_forward(self) -> bool:
+        """Whether an alpha given to `forward` has an effect."""
+        return self._path is not _Path.OFF
+
+    def force_alpha(self, *_: object, **__: object) -> NoReturn:
+        """There is none: it would change the slot for every other reader. Raises ForcedAlpha."""
+        raise ForcedAlpha("SeedSlot.force_alpha", f"model(x, alpha_overrides={{{self.slot_id!r}: alpha}})")
 
     def extra_repr(self) -> str:
         """Id, size and stage, for `repr`."""
         return f"{self.slot_id!r}, channels={self.channels}, stage={self.stage.name}"
+
+    def _build(self, blueprint: str, generator: torch.Generator) -> nn.Module:
+        seed = build(self.topology, blueprint, self.channels, generator)
+        if self.config.blend is Blend.GATE:
+            seed = GatedSeed(seed, Gate(self.channels, self.topology, generator))
+        return seed.to(self._alpha.device)
+
+    def _readable(self, h: Tensor) -> Tensor:
+        """What the seed reads. In TRAINING detached: the host would get gradients of an output it lacks."""
+        self._layout.check(f"slot {self.slot_id!r}", self.channels, h.shape)
+        return h.detach() if self._path is _Path.STRAIGHT else h
+
+    def _mixed(
+        self, seed: nn.Module, h: Tensor, read: Tensor, output: Tensor, alpha: Tensor | None
+    ) -> Tensor:
+        if alpha is None:
+            if self._path is _Path.STRAIGHT:
+                return blend.straight_through(h, output)
+            alpha = self._alpha
+        if self.config.blend is Blend.ADD:
+            return blend.add(h, output, alpha)
+        if self.config.blend is Blend.MULTIPLY:
+            return blend.multiply(h, output, read, alpha)
+        assert isinstance(seed, GatedSeed)  # `commit` takes no other where gates are
+        return blend.gated(h, output, seed.gate(read), alpha)
 
     def _seed_output(self, seed: nn.Module, h: Tensor) -> Tensor:
         output: Tensor = seed(h)
@@ -137,17 +209,21 @@ class SeedSlot(nn.Module):
         return output
 
     def _become(self, state: SlotState, seed: nn.Module | None) -> None:
-        self._state = state
+        self.clock = SlotClock(state, self.config)
         self.seed = seed if has_seed(state.stage) else None
         self._path = _Path.OFF
         if in_forward(state.stage):
             self._path = _Path.STRAIGHT if state.stage is Stage.TRAINING else _Path.MIX
         self._alpha.fill_(state.alpha.alpha)
-        self._set_trainable(self._path is not _Path.OFF and state.alpha.mode is not AlphaMode.DOWN)
+        self._trainable = self._path is not _Path.OFF and state.alpha.mode is not AlphaMode.DOWN
+        _set_trainable(self.seed_parameters(), self._trainable)
+        if isinstance(self.seed, GatedSeed) and self._path is _Path.STRAIGHT:
+            _set_trainable(self.seed.gate.parameters(), False)  # not part of what TRAINING computes
 
-    def _set_trainable(self, trainable: bool) -> None:
-        for parameter in self.seed_parameters():
-            parameter.requires_grad_(trainable)
-            if not trainable:
-                # An optimiser steps on whatever gradient it finds, also one from before the freeze.
-                parameter.grad = None
+
+def _set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(trainable)
+        if not trainable:
+            # An optimiser steps on whatever gradient it finds, also one from before the freeze.
+            parameter.grad = None

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esper.errors import UnguardedStage
+from esper.errors import ConfigError, UnguardedStage
 from esper.lifecycle import GATES, AlphaMode, GateConfig, GateVerdict, SlotMetrics, Stage, evaluate_gate
 
 STRICT = GateConfig()
@@ -189,3 +189,23 @@ def test_a_verdict_is_its_checks_and_a_score_in_range(
     found = evaluate_gate(target, given_metrics, config)
     assert found.passed == all(check.passed for check in found.checks)
     assert 0.0 <= found.score <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("min_improvement", math.nan),
+        ("min_training_epochs", -1),
+        ("min_training_epochs", 1.5),
+        ("min_gradient_ratio", math.inf),
+        ("min_gradient_health", "0.7"),
+        ("min_blending_epochs", True),
+        ("min_contribution", math.nan),
+        ("full_improvement", 0.0),
+        ("full_contribution", -1.0),
+    ],
+)
+def test_a_threshold_that_is_none_is_refused(key: str, value: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        GateConfig(**{key: value})  # type: ignore[arg-type]
+    assert caught.value.key == f"gates.{key}"

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from esper.errors import (
+    AlphaNotHolding,
     BadState,
     ConfigError,
     EsperError,
@@ -18,7 +19,6 @@ from esper.lifecycle import (
     TRANSITIONS,
     AlphaCurve,
     AlphaMode,
-    Blend,
     SlotConfig,
     SlotRecord,
     SlotState,
@@ -196,6 +196,32 @@ def test_a_negative_tempo_is_refused() -> None:
         state_in(Stage.TRAINING).prune(-1)
 
 
+def test_alpha_is_sent_elsewhere_from_holding_by_way_of_blending() -> None:
+    state = run(state_in(Stage.HOLDING), 4).retarget(0.5, 2, CONFIG)
+    assert (state.stage, state.epochs_in_stage, state.retreating) == (Stage.BLENDING, 0, False)
+    assert [run(state, ticks).alpha.alpha for ticks in (0, 1, 2)] == [1.0, 0.75, 0.5]
+    again = run(state, 2).retarget(1.0, 1, CONFIG)
+    assert (again.stage, again.epochs_in_stage) == (Stage.BLENDING, 2)
+
+
+@pytest.mark.parametrize(
+    ("stage", "target", "error"),
+    [
+        (Stage.DORMANT, 0.5, SlotEmpty),
+        (Stage.TRAINING, 0.5, IllegalTransition),
+        (Stage.FOSSILIZED, 0.5, IllegalTransition),
+        (Stage.PRUNED, 0.5, IllegalTransition),
+        (Stage.BLENDING, 0.5, AlphaNotHolding),
+        (Stage.HOLDING, 0.0, ConfigError),
+        (Stage.HOLDING, 1.5, ConfigError),
+        (Stage.HOLDING, float("nan"), ConfigError),
+    ],
+)
+def test_where_retarget_is_refused(stage: Stage, target: float, error: type[EsperError]) -> None:
+    with pytest.raises(error):
+        state_in(stage).retarget(target, 2, CONFIG)
+
+
 @pytest.mark.parametrize("stage", Stage)
 def test_it_survives_saving(stage: Stage) -> None:
     state = state_in(stage)
@@ -236,7 +262,7 @@ def test_foreign_state_is_refused_by_name(change: dict[str, object], where: str)
         ("pruned_epochs", 0),
         ("embargoed_epochs", 0),
         ("resetting_epochs", 0),
-        ("blend", Blend.GATE),
+        ("blend", "add"),
     ],
 )
 def test_a_config_names_what_it_refuses(key: str, value: object) -> None:
@@ -256,7 +282,7 @@ class AnyLife(RuleBasedStateMachine):
         before = self.state
         try:
             after: SlotState = getattr(before, name)(*arguments)
-        except (SlotEmpty, SlotOccupied, FossilPruned, IllegalTransition):
+        except (SlotEmpty, SlotOccupied, FossilPruned, IllegalTransition, AlphaNotHolding, ConfigError):
             return
         assert after.stage is before.stage or can_move(before.stage, after.stage)
         self.state = after
@@ -272,6 +298,10 @@ class AnyLife(RuleBasedStateMachine):
     @rule(tempo=st.integers(0, 3))
     def prune(self, tempo: int) -> None:
         self.attempt("prune", tempo)
+
+    @rule(full=st.sampled_from([0.0, 0.5, 1.0]), ticks=st.integers(0, 3))
+    def retarget(self, full: float, ticks: int) -> None:
+        self.attempt("retarget", full, ticks, CONFIG)
 
     @rule()
     def tick(self) -> None:

@@ -40,3 +40,29 @@ def test_add_keeps_the_hosts_dtype(dtype: torch.dtype) -> None:
     host, seed = features()
     mixed = blend.add(host.to(dtype), seed, torch.tensor(0.5))
     assert mixed.dtype is dtype
+
+
+def test_multiply_is_the_host_at_0_and_weighs_it_by_what_the_seed_changed() -> None:
+    host, seed = features()
+    read = host.detach()
+    assert torch.equal(blend.multiply(host, seed, read, torch.tensor(0.0)), host)
+    expected = host * (1 + 0.3 * torch.tanh(seed - read))
+    torch.testing.assert_close(blend.multiply(host, seed, read, torch.tensor(0.3)), expected)
+    assert torch.equal(blend.multiply(host, host, read, torch.tensor(1.0)), host)
+
+
+def test_gated_is_the_host_at_0_and_mixes_each_sample_by_its_gate() -> None:
+    host, seed = features()
+    gate = torch.linspace(0, 1, host.shape[0]).view(-1, 1, 1, 1)
+    assert torch.equal(blend.gated(host, seed, gate, torch.tensor(0.0)), host)
+    mixed = blend.gated(host, seed, gate, torch.tensor(0.5))
+    assert torch.equal(mixed[0], host[0])
+    torch.testing.assert_close(mixed[-1], torch.lerp(host[-1], seed[-1], 0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_multiply_and_gated_keep_the_hosts_dtype(dtype: torch.dtype) -> None:
+    host, seed = features()
+    alpha, gate = torch.tensor(0.5), torch.ones(host.shape[0], 1, 1, 1)
+    assert blend.multiply(host.to(dtype), seed, host.to(dtype), alpha).dtype is dtype
+    assert blend.gated(host.to(dtype), seed, gate, alpha).dtype is dtype

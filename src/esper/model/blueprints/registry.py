@@ -12,18 +12,22 @@ import torch
 from torch import nn
 
 from esper.errors import ConfigError, ShapeMismatch, UnknownBlueprint, UnknownBlueprintOption
+from esper.model.topology import TOPOLOGIES
+from esper.model.topology import topology as layout
 
 Builder = Callable[..., nn.Module]  # (channels: int, generator: torch.Generator, *, options...)
 _B = TypeVar("_B", bound=Builder)
 
 _REGISTRY: dict[tuple[str, str], Builder] = {}
 
-# Odd and unequal sizes, and size 1: a seed that rounds or flattens shows itself. After the batch size.
-_PROBES = {"cnn": ((5, 3), (1, 1))}
-
 
 def blueprint(topology: str, name: str) -> Callable[[_B], _B]:
-    """Register a builder, or a module class, under this name. Raises ConfigError if the name is taken."""
+    """Register a builder, or a module class, under this name.
+
+    It is called as `builder(channels, generator, **options)`; its keyword-only parameters are its options.
+    Raises ConfigError when the name is taken, or for a topology that is not known.
+    """
+    layout("blueprint.topology", topology)
 
     def register(builder: _B) -> _B:
         if (topology, name) in _REGISTRY:
@@ -59,6 +63,15 @@ def build(
     return seed
 
 
+def parameter_count(topology: str, name: str, channels: int, **options: object) -> int:
+    """How many parameters this blueprint's seed has at `channels` channels, counted in a real one.
+
+    Raises as `build`.
+    """
+    seed = build(topology, name, channels, torch.Generator(), **options)
+    return sum(parameter.numel() for parameter in seed.parameters())
+
+
 def _options(builder: Builder) -> tuple[str, ...]:
     parameters = inspect.signature(builder).parameters.values()
     return tuple(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
@@ -68,8 +81,9 @@ def _check_shapes(topology: str, name: str, seed: nn.Module, channels: int) -> N
     # In eval mode no statistics move and no dropout draws.
     seed.eval()
     with torch.no_grad():
-        for size in _PROBES[topology]:
-            given = (2, channels, *size)
+        known = TOPOLOGIES[topology]
+        for size in known.probes:
+            given = known.probe_shape(2, channels, size)
             shape = tuple(seed(torch.zeros(given)).shape)
             if shape != given:
                 raise ShapeMismatch(f"blueprint {name!r} for topology {topology!r}", given, shape)
