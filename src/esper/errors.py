@@ -275,6 +275,48 @@ class GrowthFailed(EsperError):
         return f"no rank could {self.action} in slot {self.slot_id!r}: {self.reason}"
 
 
+class TrainingDiverged(EsperError):
+    """Rolling back does not help any more; `rollbacks` were made in a row, of at most `limit`."""
+
+    def __init__(self, epoch: int, loss: float, rollbacks: int, limit: int) -> None:
+        super().__init__(epoch, loss, rollbacks, limit)
+        self.epoch = epoch
+        self.loss = loss
+        self.rollbacks = rollbacks
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return (
+            f"epoch {self.epoch} went wrong (loss {self.loss:g}) after {self.rollbacks} rollbacks in a row, "
+            f"of which governor.max_rollbacks allows {self.limit}: lower optimizer.lr, or look at the data"
+        )
+
+
+class CheckpointRefused(EsperError):
+    """A checkpoint that cannot be gone on from; nothing of it was loaded."""
+
+    def __init__(self, path: str, problem: str, accepted: str) -> None:
+        super().__init__(path, problem, accepted)
+        self.path = path
+        self.problem = problem
+        self.accepted = accepted
+
+    def __str__(self) -> str:
+        return f"checkpoint {self.path} is refused: {self.problem}; accepted is {self.accepted}"
+
+
+class NoCheckpoint(EsperError):
+    """No checkpoint in a folder can be gone on from; `refused` says why, one sentence each."""
+
+    def __init__(self, folder: str, refused: tuple[str, ...]) -> None:
+        super().__init__(folder, refused)
+        self.folder = folder
+        self.refused = refused
+
+    def __str__(self) -> str:
+        return f"no usable checkpoint in {self.folder}" + "".join(f"; {each}" for each in self.refused)
+
+
 class DataError(EsperError):
     """Training data that is not there or cannot be used; `fix` says what would help."""
 

@@ -63,6 +63,16 @@ SENTENCES = {
     errors.GrowthFailed("r0c0", "germinate", "no memory"): (
         "no rank could germinate in slot 'r0c0': no memory"
     ),
+    errors.TrainingDiverged(7, float("inf"), 3, 3): (
+        "epoch 7 went wrong (loss inf) after 3 rollbacks in a row, of which governor.max_rollbacks allows 3: "
+        "lower optimizer.lr, or look at the data"
+    ),
+    errors.CheckpointRefused("a", "its format is version 2", "version 1"): (
+        "checkpoint a is refused: its format is version 2; accepted is version 1"
+    ),
+    errors.NoCheckpoint("runs", ("a is refused", "b is refused")): (
+        "no usable checkpoint in runs; a is refused; b is refused"
+    ),
     errors.DataError("digits", "scikit-learn is missing", "install the extra 'train'"): (
         "digits: scikit-learn is missing; install the extra 'train'"
     ),

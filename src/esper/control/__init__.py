@@ -1,15 +1,19 @@
 """Controllers: what to do with the slots, decided alike on every rank. Does not import torch."""
 
 from esper.control.actions import Action, Advance, Decision, Germinate, Prune
+from esper.control.governor import Alarm, Governor, GovernorConfig
 from esper.control.heuristic import HeuristicConfig, HeuristicController
 from esper.control.signals import EpochSignals, SlotView, gate_for
 
 __all__ = [
     "Action",
     "Advance",
+    "Alarm",
     "Decision",
     "EpochSignals",
     "Germinate",
+    "Governor",
+    "GovernorConfig",
     "HeuristicConfig",
     "HeuristicController",
     "Prune",

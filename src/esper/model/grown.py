@@ -103,7 +103,7 @@ class GrownModel(nn.Module):
         shown = [slot.clock.alpha for slot in cast(Iterable[SeedSlot], self.slots.values())]
         self.alphas.copy_(torch.tensor(shown, dtype=self.alphas.dtype))
 
-    def configuration(self) -> tuple[object, ...]:
+    def configuration(self) -> tuple[tuple[int, str, bool], ...]:
         """What a compiled step depends on: the same means the same graph, whatever the stages and alphas."""
         return tuple(self.slots[slot_id].configuration() for slot_id in self.slot_ids)
 

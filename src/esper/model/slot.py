@@ -115,11 +115,12 @@ class SeedSlot(nn.Module):
         """The tick that `clock` does not count: the one that changes more than alpha."""
         self._become(self.clock.state.tick(self.config), self.seed)
 
-    def configuration(self) -> tuple[object, ...]:
-        """What a compiled forward and backward pass depends on: it changes less often than the stage."""
-        if self._path is _Path.OFF:
-            return (self._path,)
-        return (self._path, self.clock.state.birth, self._trainable)
+    def configuration(self) -> tuple[int, str, bool]:
+        """What a compiled forward and backward pass depends on: the seed in it by its birth (0: none), its
+        way of coming in, whether it learns. It changes less often than the stage.
+        """
+        birth = 0 if self._path is _Path.OFF else self.clock.state.birth
+        return (birth, self._path.name, self._trainable)
 
     def seed_parameters(self) -> tuple[nn.Parameter, ...]:
         """The seed's parameters in their module's order; none without a seed."""
@@ -151,15 +152,18 @@ class SeedSlot(nn.Module):
         Where the seed is not in the forward pass the result is `h` itself. Raises FeatureMismatch for
         features of another layout or size, ShapeMismatch when the seed changes the shape.
         """
-        if self.seed is None or self._path is _Path.OFF:
+        # The path alone: a compiled forward would guard on the seed as well, and one comes before it counts.
+        if self._path is _Path.OFF:
             return h
+        assert self.seed is not None
         read = self._readable(h)
         return self._mixed(self.seed, h, read, self._seed_output(self.seed, read), alpha)
 
     def variants(self, h: Tensor, alphas: Sequence[Tensor | None]) -> list[Tensor]:
         """What `forward(h, alpha)` gives for each of `alphas`, the seed evaluated once."""
-        if self.seed is None or self._path is _Path.OFF:
+        if self._path is _Path.OFF:
             return [h] * len(alphas)
+        assert self.seed is not None
         read = self._readable(h)
         output = self._seed_output(self.seed, read)
         return [self._mixed(self.seed, h, read, output, alpha) for alpha in alphas]

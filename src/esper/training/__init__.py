@@ -1,11 +1,18 @@
 """Training a growing model: one loop for one process and for many."""
 
 from esper.training.build import build_model
+from esper.training.checkpoint import Checkpoints
+from esper.training.compile import CompileConfig, CompileMode, CompileState, StepCompiler
 from esper.training.config import HostConfig, OptimizerConfig, OptimizerName, TrainConfig
 from esper.training.history import EpochResult, History
+from esper.training.picture import draw_run, save_picture
 from esper.training.trainer import Controller, PreparedAction, Trainer
 
 __all__ = [
+    "Checkpoints",
+    "CompileConfig",
+    "CompileMode",
+    "CompileState",
     "Controller",
     "EpochResult",
     "History",
@@ -13,7 +20,10 @@ __all__ = [
     "OptimizerConfig",
     "OptimizerName",
     "PreparedAction",
+    "StepCompiler",
     "TrainConfig",
     "Trainer",
     "build_model",
+    "draw_run",
+    "save_picture",
 ]

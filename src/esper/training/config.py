@@ -8,12 +8,14 @@ from enum import Enum, StrEnum
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from esper.checks import check_int, check_number
+from esper.control.governor import GovernorConfig
 from esper.control.heuristic import HeuristicConfig
 from esper.distributed.agreement import AgreementConfig
 from esper.distributed.digest import stable_digest
 from esper.errors import ConfigError
 from esper.lifecycle.config import SlotConfig
 from esper.lifecycle.gates import GateConfig
+from esper.training.compile import CompileConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,8 @@ class TrainConfig:
     slot: SlotConfig = field(default_factory=SlotConfig)
     gates: GateConfig = field(default_factory=GateConfig)
     heuristic: HeuristicConfig = field(default_factory=HeuristicConfig)
+    governor: GovernorConfig = field(default_factory=GovernorConfig)
+    compile: CompileConfig = field(default_factory=CompileConfig)
     agreement: AgreementConfig = field(default_factory=AgreementConfig)
 
     def __post_init__(self) -> None:
@@ -128,7 +132,7 @@ def _plain(kind: type, value: object, path: str) -> object:
     # A bool is an int to Python, and `epochs: true` would run one epoch.
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
-    raise ConfigError(path, value, f"of type {kind.__name__}")
+    raise ConfigError(path, value, f"of type {getattr(kind, '__name__', kind)}")
 
 
 def _join(path: str, key: str) -> str:

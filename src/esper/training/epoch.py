@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ from esper.lifecycle.alpha import AlphaMode
 from esper.lifecycle.metrics import GradientTrend, MetricSums, SlotMeasurement
 from esper.lifecycle.record import SlotRecord
 from esper.lifecycle.stage import Stage
-from esper.model import GrownModel, gradient_stats
+from esper.model import GrownModel
+from esper.model.gradients import GradientLog
 from esper.training.tasks import Batch
 
 # Seeds that train and may still advance: what gates ask about is read from their gradients.
@@ -29,9 +31,11 @@ def train_on(
     clip: float,
     after_backward: Callable[[], None],
 ) -> tuple[MetricSums, int]:
-    """One optimiser step a batch; the sums over the samples and the number of steps.
+    """One optimiser step a batch; the sums over the samples and the number of steps taken.
 
     `after_backward` is called with the gradients as the backward pass left them, before they are clipped.
+    Gradients that are not finite, as a seed's nan makes them, are not stepped on: the weights stay as they
+    were, and the sums say it. Averaged gradients are the same on all ranks, so all leave the step out.
     """
     module.train()
     sums, steps = MetricSums(), 0
@@ -39,13 +43,18 @@ def train_on(
     for inputs, classes in batches:
         optimizer.zero_grad(set_to_none=True)
         logits = module(inputs)
-        loss = functional.cross_entropy(logits, classes)
+        loss = _loss(logits, classes)
         torch.autograd.backward(loss)
         after_backward()
-        nn.utils.clip_grad_norm_(parameters, clip)
-        optimizer.step()
-        sums += _sums(logits.detach(), classes, loss.detach())
-        steps += 1
+        norm = nn.utils.clip_grad_norm_(parameters, clip)
+        # The one time in a step that the host waits for the device.
+        loss_value, norm_value, correct = torch.stack(
+            [loss.detach().double(), norm.double(), _correct(logits, classes).double()]
+        ).tolist()
+        if math.isfinite(norm_value):
+            optimizer.step()
+            steps += 1
+        sums += MetricSums(loss_value * classes.numel(), int(correct), classes.numel())
     return sums, steps
 
 
@@ -53,57 +62,71 @@ def train_on(
 def evaluate_on(
     model: GrownModel,
     batches: Iterable[Batch],
-    alpha_overrides: Mapping[str, float | Tensor] | None = None,
-) -> MetricSums:
-    """Sums over the batches in eval mode; `alpha_overrides` as in `GrownModel.forward`."""
+    variants: Sequence[Mapping[str, float | Tensor]] = ({},),
+) -> list[MetricSums]:
+    """Sums over the batches in eval mode, for each of `variants`: alpha overrides as `GrownModel.forward`."""
     model.eval()
-    sums = MetricSums()
+    sums = [MetricSums() for _ in variants]
     for inputs, classes in batches:
-        logits = model(inputs, alpha_overrides=alpha_overrides)
-        sums += _sums(logits, classes, functional.cross_entropy(logits, classes))
+        for index, logits in enumerate(model.counterfactuals(inputs, variants)):
+            loss = float(_loss(logits, classes)) * classes.numel()
+            sums[index] += MetricSums(loss, int(_correct(logits, classes)), classes.numel())
     return sums
 
 
 class GradientWatch:
-    """Folds the gradients of each step of one epoch into a trend a slot."""
+    """Folds the gradients of each step of one epoch into a trend a slot, once the epoch is over."""
 
     def __init__(self, model: GrownModel, clip: float) -> None:
-        self._model, self._clip = model, clip
-        self._slots = [record.slot_id for record in model.records() if record.stage in _TRAINED]
-        self.trends: dict[str, GradientTrend] = {}
+        self._clip = clip
+        slots = [record.slot_id for record in model.records() if record.stage in _TRAINED]
+        self._log = GradientLog(model, slots)
 
     def __call__(self) -> None:
-        """Read the gradients that are there now."""
-        for slot_id in self._slots:
-            stats = gradient_stats(self._model, slot_id)
-            if stats is not None:
-                self.trends[slot_id] = self.trends.get(slot_id, GradientTrend()).updated(stats, self._clip)
+        """Read the gradients that are there now, without waiting for the device."""
+        self._log.read()
+
+    def trends(self) -> dict[str, GradientTrend]:
+        """The trend of each slot that had gradients."""
+        found: dict[str, GradientTrend] = {}
+        for reading in self._log.stats():
+            for slot_id, stats in reading.items():
+                found[slot_id] = found.get(slot_id, GradientTrend()).updated(stats, self._clip)
+        return found
+
+
+def counting_slots(records: Iterable[SlotRecord]) -> tuple[str, ...]:
+    """The slots whose contribution is asked for."""
+    return tuple(
+        record.slot_id
+        for record in records
+        if record.stage in _COUNTING and record.alpha_mode != AlphaMode.DOWN
+    )
 
 
 def measure_slots(
     records: Iterable[SlotRecord],
     trends: Mapping[str, GradientTrend],
-    accuracy_without: Callable[[str], float],
+    accuracy_without: Mapping[str, float],
     accuracy: float,
 ) -> tuple[SlotMeasurement, ...]:
-    """One measurement a slot; `accuracy_without` evaluates with that slot off, in points."""
+    """One measurement a slot; `accuracy_without` has the accuracy with that slot off, in points."""
     return tuple(
         SlotMeasurement(
             gradient_ratio=trend.ratio,
             gradient_health=trend.health,
-            contribution=accuracy - accuracy_without(record.slot_id) if _counts(record) else None,
+            contribution=accuracy - accuracy_without[slot_id] if slot_id in accuracy_without else None,
             exploding=trend.exploding,
         )
-        for record in records
-        for trend in [trends.get(record.slot_id, GradientTrend())]
+        for slot_id in [record.slot_id for record in records]
+        for trend in [trends.get(slot_id, GradientTrend())]
     )
 
 
-def _counts(record: SlotRecord) -> bool:
-    return record.stage in _COUNTING and record.alpha_mode != AlphaMode.DOWN
+def _loss(logits: Tensor, classes: Tensor) -> Tensor:
+    # Logits (N, classes), or (N, T, classes) for text.
+    return functional.cross_entropy(logits.flatten(0, -2), classes.flatten())
 
 
-def _sums(logits: Tensor, classes: Tensor, loss: Tensor) -> MetricSums:
-    count = len(classes)
-    correct = int((logits.argmax(dim=1) == classes).sum())
-    return MetricSums(float(loss) * count, correct, count)
+def _correct(logits: Tensor, classes: Tensor) -> Tensor:
+    return (logits.detach().argmax(dim=-1) == classes).sum()

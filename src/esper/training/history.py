@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 
 from esper.control.actions import Decision
+from esper.errors import BadState
 from esper.lifecycle.gates import GateVerdict
 from esper.lifecycle.metrics import SlotMeasurement
 from esper.lifecycle.record import SlotRecord
+from esper.training.plain import from_plain, to_plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +26,11 @@ class EpochResult:
     verdicts: tuple[tuple[str, GateVerdict], ...]  # (slot id, verdict of the gate asked)
     fingerprint: int  # of the model, before the decision
     seconds: float
+    panicking: tuple[int, ...] = ()  # ranks by which the epoch was undone
 
     def same_as(self, other: EpochResult) -> bool:
-        """Whether both say the same of everything but time."""
-        return all(
-            getattr(self, name) == getattr(other, name) for name in self.__slots__ if name != "seconds"
-        )
+        """Whether both say the same of everything but time; a loss of nan is the same as itself."""
+        return repr(replace(self, seconds=0.0)) == repr(replace(other, seconds=0.0))
 
     def line(self) -> str:
         """One line for a table under `History.HEADER`."""
@@ -55,6 +57,19 @@ class History:
             and len(self.epochs) == len(other.epochs)
             and all(mine.same_as(theirs) for mine, theirs in zip(self.epochs, other.epochs, strict=True))
         )
+
+    def to_json(self) -> str:
+        """The run's log: text that `from_json` takes back. A nan is written as NaN, as Python does."""
+        return json.dumps(to_plain(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> History:
+        """The history that `to_json` wrote. Raises BadState, naming the place, for anything else."""
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise BadState("history", text[:60], f"JSON ({error})") from None
+        return from_plain(cls, values, "history")
 
     def table(self) -> str:
         """A line an epoch, under a header."""

@@ -7,11 +7,12 @@ so a failed agreement leaves every slot as it was.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -29,10 +30,14 @@ from esper.lifecycle.metrics import GradientTrend, MetricSums, SlotMeasurement
 from esper.lifecycle.stage import Stage
 from esper.model import GrownModel, fingerprint
 from esper.training.batchnorm import average_statistics
+from esper.training.compile import StepCompiler
 from esper.training.config import TrainConfig
-from esper.training.epoch import GradientWatch, evaluate_on, measure_slots, train_on
+from esper.training.epoch import GradientWatch, counting_slots, evaluate_on, measure_slots, train_on
 from esper.training.history import EpochResult, History
 from esper.training.optimizer import follow_parameters, make_optimizer
+from esper.training.plain import from_plain, to_plain
+from esper.training.safeguard import Safeguard
+from esper.training.snapshot import Saved, capture, restore
 from esper.training.tasks import Batch, Task
 
 
@@ -41,6 +46,19 @@ class Controller(Protocol):
 
     def decide(self, signals: EpochSignals) -> Decision:
         """What to do; the same for the same signals and the same past."""
+        ...
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A controller with a state of its own; one without is taken to have none."""
+
+    def state_dict(self) -> dict[str, object]:
+        """Plain values."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Go on from them; raises, and stays as it is, for others."""
         ...
 
 
@@ -84,6 +102,8 @@ class Trainer:
         self.model, self.task, self.controller, self.config = model, task, controller, config
         self.agreement = Agreement(group, config.agreement)
         self.optimizer = make_optimizer(model.parameters(), config.optimizer)
+        self.safeguard = Safeguard(config.governor)
+        self.compiler = StepCompiler(config.compile)
         self.history = History()
         self._group = group
         self._steps = 0
@@ -96,10 +116,11 @@ class Trainer:
         """Collective: every rank, same order. Trains up to the configured number of epochs.
 
         Raises LifecycleDivergence, LoaderMismatch or AgreementDeadline when ranks part, GrowthFailed when a
-        seed can't be built.
+        seed can't be built, TrainingDiverged when rollbacks do not help.
         """
         if not self._announced:
-            self._announced = self.agree(0, MetricSums(), MetricSums(), ()).next_batches
+            done = len(self.history.epochs)
+            self._announced = self.agree(done, MetricSums(), MetricSums(), ()).next_batches
         for epoch in range(len(self.history.epochs) + 1, self.config.epochs + 1):
             self.run_epoch(epoch)
         return self.history
@@ -107,6 +128,7 @@ class Trainer:
     def run_epoch(self, epoch: int) -> EpochResult:
         """Collective: every rank, same order. One whole epoch."""
         begun = time.perf_counter()
+        self.safeguard.begin(self.model, self.optimizer)
         require_equal_batches(self._announced, epoch)
         train = self.train_epoch(epoch)
         self.average_buffers()
@@ -114,9 +136,17 @@ class Trainer:
         measurements = self.measure(test.accuracy)
         agreed = self.agree(epoch, train, test, measurements)
         self._announced = agreed.next_batches
-        decision = self.decide(agreed)
-        verdicts = self.apply(decision)
+        decision = Decision()
+        verdicts: tuple[tuple[str, GateVerdict], ...] = ()
+        if agreed.panic:
+            loss = agreed.train.loss
+            self.safeguard.roll_back(self.model, self.optimizer, epoch=epoch, loss=loss)
+            self.compiler.forget()
+        else:
+            decision = self.decide(agreed)
+            verdicts = self.apply(decision)
         self.tick()
+        self.safeguard.end(self.model, self.optimizer, agreed.train.loss, panicked=agreed.panic)
         result = EpochResult(
             epoch=epoch,
             loss=agreed.train.loss,
@@ -126,6 +156,7 @@ class Trainer:
             decision=decision,
             verdicts=verdicts,
             fingerprint=agreed.records[0].fingerprint,
+            panicking=agreed.panicking,
             seconds=time.perf_counter() - begun,
         )
         self.history = History((*self.history.epochs, result), self.model.records())
@@ -143,30 +174,33 @@ class Trainer:
             after_backward=watch,
         )
         self._steps += steps
-        self._trends = watch.trends
+        self._trends = watch.trends()
         return sums
 
     def wrap(self) -> nn.Module:
-        """The module to train with: replicated anew for this epoch, or the bare model on one process."""
-        return self.model if self._group is None else replicate(self.model, self._group)
+        """The module to train with: compiled if so configured, on ranks replicated anew for this epoch."""
+        module = self.compiler.wrap(self.model)
+        return module if self._group is None else replicate(module, self._group)
 
     def average_buffers(self) -> None:
         """Collective: every rank, same order. Makes BatchNorm's statistics those of all ranks' batches."""
         average_statistics(self.model, lambda values: self.agreement.mean_(values, "buffers"))
 
-    def evaluate(self, without: str | None = None) -> MetricSums:
-        """Sums over this rank's part of the evaluation data; `without` one slot, as if its alpha were 0."""
-        overrides = None if without is None else {without: 0.0}
-        return evaluate_on(self.model, self._on_device(self.task.test_batches()), overrides)
+    def evaluate(self) -> MetricSums:
+        """Sums over this rank's part of the evaluation data."""
+        (sums,) = evaluate_on(self.model, self._on_device(self.task.test_batches()))
+        return sums
 
     def measure(self, accuracy: float) -> tuple[SlotMeasurement, ...]:
         """This rank's measurements, one a slot; `accuracy` is that of the whole model, in points."""
-        return measure_slots(
-            self.model.records(),
-            self._trends,
-            lambda slot_id: self.evaluate(without=slot_id).accuracy,
-            accuracy,
-        )
+        records = self.model.records()
+        counting = counting_slots(records)
+        without: list[MetricSums] = []
+        if counting:
+            variants = [{slot_id: 0.0} for slot_id in counting]
+            without = evaluate_on(self.model, self._on_device(self.task.test_batches()), variants)
+        accuracies = {slot_id: sums.accuracy for slot_id, sums in zip(counting, without, strict=True)}
+        return measure_slots(records, self._trends, accuracies, accuracy)
 
     def agree(
         self, epoch: int, train: MetricSums, test: MetricSums, measurements: tuple[SlotMeasurement, ...]
@@ -185,6 +219,8 @@ class Trainer:
                 fingerprint=self.model.fingerprint(),
                 previous_decision=self._previous_decision,
                 next_batches=0 if is_last else self.task.announce(epoch + 1),
+                compile_state=int(self.compiler.state),
+                panic=self.safeguard.panics(train, test),
                 random_bits=stable_digest("draw", self.config.seed, epoch, self.agreement.rank, bits=64),
                 train=train,
                 test=test,
@@ -267,8 +303,33 @@ class Trainer:
 
     def tick(self) -> None:
         """One epoch is over for every slot, in forward order."""
-        for slot_id in self.model.slot_ids:
-            self.model.slots[slot_id].tick()
+        self.model.tick()
+
+    def state_dict(self) -> Saved:
+        """All that a run goes on from, as `load_state_dict` takes it back: plain values and tensors."""
+        controller = self.controller
+        return {
+            **capture(self.model, self.optimizer),
+            "controller": controller.state_dict() if isinstance(controller, Resumable) else None,
+            "governor": self.safeguard.governor.state_dict(),
+            "history": to_plain(self.history),
+            "steps": self._steps,
+            "previous_decision": self._previous_decision,
+            "random": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave. Not atomic: `esper.training.checkpoint` makes it so."""
+        restore(self.model, self.optimizer, saved)
+        if isinstance(self.controller, Resumable):
+            self.controller.load_state_dict(saved["controller"])
+        self.safeguard.governor.load_state_dict(saved["governor"])
+        self.history = from_plain(History, saved["history"], "history")
+        self._steps, self._previous_decision = int(saved["steps"]), int(saved["previous_decision"])
+        torch.set_rng_state(saved["random"])
+        self.compiler.forget()
+        self.safeguard.forget()
+        self._trends, self._announced = {}, ()
 
     def close(self) -> None:
         """Destroy the agreement's groups. Not a collective."""

@@ -1,0 +1,192 @@
+"""Runs on disk: written as a whole, verified as a whole, loaded as a whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+import logging
+import os
+import pickle
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from esper.distributed.digest import stable_digest
+from esper.errors import CheckpointRefused, EsperError, NoCheckpoint
+from esper.model import GrownModel
+from esper.training.trainer import Trainer
+
+_LOGGER = logging.getLogger(__name__)
+
+MAGIC = b"esper checkpoint\n"
+VERSION = 1
+_HEAD = struct.Struct(">IQ32s")  # version, bytes of the payload, digest of both and the payload
+_PARTS = frozenset({"host", "config", "fingerprint", "state"})
+# What a run may change when it goes on: neither is part of what has been computed so far.
+_MAY_DIFFER = frozenset({"epochs", "agreement", "compile"})
+
+
+class Checkpoints:
+    """The checkpoints of one run in a folder, named by epoch; all but the newest `keep` are removed."""
+
+    def __init__(self, folder: Path | str, *, keep: int = 2) -> None:
+        self.folder = Path(folder)
+        self.keep = max(1, keep)
+
+    def paths(self) -> list[Path]:
+        """Those that are there, newest first."""
+        return sorted(self.folder.glob("epoch-*.checkpoint"), reverse=True)
+
+    def save(self, trainer: Trainer) -> Path:
+        """Write the trainer's state as it is between two epochs; the file appears whole or not at all.
+
+        On ranks call it on one of them; their states are equal but for torch's global generator.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"epoch-{len(trainer.history.epochs):06d}.checkpoint"
+        write_whole(path, pack(trainer))
+        for old in self.paths()[self.keep :]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def resume(self, trainer: Trainer) -> Path:
+        """Go on from the newest checkpoint that can be used, and say which; others are logged by name.
+
+        Raises NoCheckpoint, with what each was refused for, when there is none; the trainer is then as it
+        was.
+        """
+        refused = []
+        for path in self.paths():
+            try:
+                load(path, trainer)
+            except CheckpointRefused as error:
+                _LOGGER.warning("%s", error)
+                refused.append(str(error))
+            else:
+                return path
+        raise NoCheckpoint(str(self.folder), tuple(refused))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Put `data` at `path` so that a reader, or a power failure, meets the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def pack(trainer: Trainer) -> bytes:
+    """The trainer's state as the bytes of a file."""
+    content = {
+        "host": _host_of(trainer.model),
+        "config": json.dumps(trainer.config.to_dict()),
+        "fingerprint": trainer.model.fingerprint(),
+        "state": trainer.state_dict(),
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    payload = buffer.getvalue()
+    return MAGIC + _HEAD.pack(VERSION, len(payload), _digest(VERSION, payload)) + payload
+
+
+def unpack(data: bytes, path: str) -> dict[str, Any]:
+    """What `pack` put in. Raises CheckpointRefused for anything but exactly what it wrote."""
+    if not data.startswith(MAGIC):
+        raise CheckpointRefused(path, "it does not begin as one", "a file that esper wrote")
+    begin = len(MAGIC) + _HEAD.size
+    if len(data) < begin:
+        raise CheckpointRefused(path, f"it is cut off after {len(data)} bytes", f"at least {begin} bytes")
+    version, size, digest = _HEAD.unpack(data[len(MAGIC) : begin])
+    if version != VERSION:
+        raise CheckpointRefused(path, f"its format is version {version}", f"version {VERSION}")
+    if len(data) - begin != size:
+        raise CheckpointRefused(
+            path, f"it has {len(data) - begin} bytes of content", f"the {size} it announces"
+        )
+    if _digest(version, data[begin:]) != digest:
+        raise CheckpointRefused(path, "its content is not what was written", "content of its digest")
+    try:
+        content = torch.load(io.BytesIO(data[begin:]), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = f"its content is more than plain values ({str(error).splitlines()[0]})"
+        raise CheckpointRefused(path, reason, "plain values and tensors") from error
+    if not isinstance(content, dict) or set(content) != _PARTS:
+        raise CheckpointRefused(path, "it holds something else", f"exactly {', '.join(sorted(_PARTS))}")
+    return content
+
+
+def load(path: Path, trainer: Trainer) -> None:
+    """Go on from this checkpoint. Raises CheckpointRefused, and then nothing of the trainer has changed."""
+    try:
+        content = unpack(path.read_bytes(), str(path))
+    except OSError as error:
+        raise CheckpointRefused(str(path), f"it cannot be read: {error.strerror}", "a file") from error
+    _check_fits(content, trainer, str(path))
+    random = torch.get_rng_state()
+    try:
+        # A rehearsal on a copy: what fails halfway there leaves the trainer itself as it is.
+        _restore(content, _copy_of(trainer))
+    except (EsperError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = f"its state does not fit ({type(error).__name__}: {error})"
+        raise CheckpointRefused(str(path), reason, "the state of such a run") from error
+    finally:
+        torch.set_rng_state(random)
+    _restore(content, trainer)
+
+
+def _restore(content: Mapping[str, Any], trainer: Trainer) -> None:
+    trainer.load_state_dict(content["state"])
+    found = trainer.model.fingerprint()
+    if found != content["fingerprint"]:
+        raise ValueError(f"fingerprint {found} for {content['fingerprint']}")
+
+
+def _copy_of(trainer: Trainer) -> Trainer:
+    """Another trainer with copies of all that loading changes."""
+    other = copy.copy(trainer)
+    other.model, other.optimizer, other.controller, other.safeguard = copy.deepcopy(
+        (trainer.model, trainer.optimizer, trainer.controller, trainer.safeguard)
+    )
+    other.compiler = copy.copy(trainer.compiler)
+    return other
+
+
+def _check_fits(content: Mapping[str, Any], trainer: Trainer, path: str) -> None:
+    host = _host_of(trainer.model)
+    if content["host"] != host:
+        raise CheckpointRefused(path, f"it is of another host, {content['host']}", host)
+    theirs, ours = json.loads(content["config"]), json.loads(json.dumps(trainer.config.to_dict()))
+    for key in sorted(set(theirs) | set(ours)):
+        if key not in _MAY_DIFFER and theirs.get(key) != ours.get(key):
+            raise CheckpointRefused(path, f"its config has {key}={theirs.get(key)!r}", f"{ours.get(key)!r}")
+
+
+def _host_of(model: GrownModel) -> str:
+    """A host in words: its class and a digest of its slots and of its tensors' names, shapes and dtypes."""
+    tensors = [(name, list(each.shape), str(each.dtype)) for name, each in model.host.state_dict().items()]
+    points = [
+        (slot_id, model.slots[slot_id].channels, model.slots[slot_id].topology) for slot_id in model.slot_ids
+    ]
+    return f"{type(model.host).__name__} {stable_digest(points, tensors):016x}"
+
+
+def _digest(version: int, payload: bytes) -> bytes:
+    head = struct.pack(">IQ", version, len(payload))
+    digest = hashlib.blake2b(head, digest_size=32)
+    digest.update(payload)  # a copy of both together would double what a large model takes
+    return digest.digest()

@@ -1,0 +1,49 @@
+"""The state of model and optimiser as plain values: what a rollback goes back to and a checkpoint holds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esper.errors import BadState
+from esper.model import GrownModel
+from esper.training.optimizer import follow_parameters
+
+Saved = dict[str, Any]
+
+
+def capture(model: GrownModel, optimizer: torch.optim.Optimizer) -> Saved:
+    """A copy of all slots, tensors and optimiser state; nested dicts and lists of plain values and tensors.
+
+    The optimiser is made to step the model's present parameters, as the next epoch will.
+    """
+    follow_parameters(optimizer, model.parameters())
+    return {
+        "slots": {slot_id: model.slots[slot_id].lifecycle_state() for slot_id in model.slot_ids},
+        "tensors": {name: _copied(tensor) for name, tensor in model.state_dict().items()},
+        "optimizer": copy.deepcopy(optimizer.state_dict()),
+    }
+
+
+def restore(model: GrownModel, optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Make model and optimiser what `capture` saw. Seeds are rebuilt from their blueprints.
+
+    Not atomic: on an error, of which BadState is only one kind, parts may be restored.
+    """
+    slots = saved["slots"]
+    if tuple(slots) != model.slot_ids:
+        raise BadState("slots", tuple(slots), f"exactly {', '.join(model.slot_ids)}")
+    for slot_id in model.slot_ids:
+        model.slots[slot_id].load_lifecycle_state(slots[slot_id])
+    model.load_state_dict(saved["tensors"])
+    follow_parameters(optimizer, model.parameters())
+    # Copied again: the optimiser keeps the tensors it is given, and would change the snapshot.
+    optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
