@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from esper.distributed.rows import AgreementRecord, GrowthRecord, Record
 from esper.errors import LifecycleDivergence
@@ -15,16 +16,18 @@ ABSENT = "absent"
 SHOWN_FIELDS = 12
 
 # Per-slot fields in the order of their meaning: the first that differs leads the message.
-_SLOT_FIELDS: Mapping[str, Callable[[SlotRecord], str]] = {
-    "stage": lambda slot: slot.stage.name,
-    "blueprint": lambda slot: slot.blueprint or "none",
-    "birth": lambda slot: str(slot.birth),
-    "alpha": lambda slot: repr(slot.alpha),
-    "alpha target": lambda slot: repr(slot.alpha_target),
-    "alpha mode": lambda slot: AlphaMode(slot.alpha_mode).name,
-    "alpha ticks left": lambda slot: str(slot.ticks_left),
-    "epochs in stage": lambda slot: str(slot.epochs_in_stage),
-}
+_SLOT_FIELDS: Mapping[str, Callable[[SlotRecord], str]] = MappingProxyType(
+    {
+        "stage": lambda slot: slot.stage.name,
+        "blueprint": lambda slot: slot.blueprint or "none",
+        "birth": lambda slot: str(slot.birth),
+        "alpha": lambda slot: repr(slot.alpha),
+        "alpha target": lambda slot: repr(slot.alpha_target),
+        "alpha mode": lambda slot: AlphaMode(slot.alpha_mode).name,
+        "alpha ticks left": lambda slot: str(slot.ticks_left),
+        "epochs in stage": lambda slot: str(slot.epochs_in_stage),
+    }
+)
 
 
 def require_same(rows: Mapping[str, Sequence[tuple[int, str]]], where: str) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from esper.errors import DataError
 from esper.lifecycle.record import SlotRecord
-from esper.lifecycle.stage import Stage, has_seed
+from esper.lifecycle.stage import Stage
 from esper.training.history import EpochResult, History
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ COLOURS: Mapping[Stage, str] = MappingProxyType(
         Stage.RESETTING: "#d9d9d9",
     }
 )
-_DARK = frozenset({Stage.FOSSILIZED, Stage.PRUNED})
+_T = TypeVar("_T")
 _LINES = ("-", "--", "-.", ":")
 
 
@@ -83,16 +83,19 @@ def _draw_accuracy(axes: Axes, epochs: Sequence[EpochResult]) -> None:
 
 def _draw_stages(axes: Axes, epochs: Sequence[EpochResult]) -> None:
     from matplotlib.patches import Patch
+    from matplotlib.patheffects import withStroke
 
     ids = [record.slot_id for record in epochs[0].records]
+    first = epochs[0].epoch
     for row in range(len(ids)):
-        for (stage, blueprint, _), begin, length in _stretches(epochs, row):
+        records = [result.records[row] for result in epochs]
+        for stage, begin, length in _stretches(first, [record.stage for record in records]):
             axes.barh(row, length, left=begin - 0.5, height=0.8, color=COLOURS[stage], edgecolor="#636363")
-            # A stretch narrower than its text leaves the text out.
-            if blueprint and has_seed(stage) and length * 100 / len(epochs) >= 2.4 * len(blueprint):
-                colour = "white" if stage in _DARK else "black"
-                middle = begin - 0.5 + length / 2
-                axes.text(middle, row, blueprint, ha="center", va="center", size="small", color=colour)
+        for life, begin, length in _stretches(first, [_life(record) for record in records]):
+            # A life shorter than its blueprint's name leaves the name out.
+            if life and length * 100 / len(epochs) >= 1.6 * len(life[0]):
+                text = axes.text(begin - 0.4, row, life[0], va="center", size="small")
+                text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
     axes.set_yticks(range(len(ids)), ids)
     axes.invert_yaxis()
     axes.set_ylabel("stage")
@@ -118,17 +121,17 @@ def _draw_alpha(axes: Axes, epochs: Sequence[EpochResult]) -> None:
     axes.grid(alpha=0.3)
 
 
-def _stretches(
-    epochs: Sequence[EpochResult], row: int
-) -> list[tuple[tuple[Stage, str | None, int], int, int]]:
-    """(what the slot was, first epoch, how many epochs) of each stretch in which it stayed that."""
+def _life(record: SlotRecord) -> tuple[str, int] | None:
+    """What tells one seed in a slot from the next: blueprint and birth."""
+    return (record.blueprint, record.birth) if record.blueprint else None
 
-    def what(result: EpochResult) -> tuple[Stage, str | None, int]:
-        record: SlotRecord = result.records[row]
-        return record.stage, record.blueprint, record.birth
 
+def _stretches(first: int, values: Sequence[_T]) -> list[tuple[_T, int, int]]:
+    """(value, first epoch, how many epochs) of each stretch in which it stayed the same."""
     found = []
-    for key, group in groupby(epochs, what):
-        members = list(group)
-        found.append((key, members[0].epoch, len(members)))
+    epoch = first
+    for value, group in groupby(values):
+        length = len(list(group))
+        found.append((value, epoch, length))
+        epoch += length
     return found

@@ -113,7 +113,9 @@ def test_alpha_ramps_in_both_directions_cost_nothing() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_inductor_trains_the_same_model_as_without() -> None:
     plan = Script({epoch: decision for epoch, decision in whole_life().items() if epoch < 4})
-    settings: dict[str, Any] = {"optimizer": {"name": "sgd", "lr": 0.05}}  # Adam makes a step of the smallest difference
+    settings: dict[str, Any] = {
+        "optimizer": {"name": "sgd", "lr": 0.05}
+    }  # Adam makes a step of the smallest difference
     plain = tiny_trainer(plan, epochs=3, **settings)
     other = compiled(3, plan, compile={"enabled": True}, **settings)
     other.run()
