@@ -168,6 +168,19 @@ class ShapeMismatch(EsperError):
         return f"{self.where}: output shape {self.got}, but a seed must keep its input's, {self.expected}"
 
 
+class SeedRefused(EsperError):
+    """A seed that cannot be run on features of its slot's shape; `problem` is its own error."""
+
+    def __init__(self, where: str, given: tuple[int, ...], problem: str) -> None:
+        super().__init__(where, given, problem)
+        self.where = where
+        self.given = given
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.where}: the seed cannot be run on features of shape {self.given}: {self.problem}"
+
+
 class BadSlotPoint(EsperError):
     """A submodule after which no slot can go; `known` are names that could."""
 

@@ -37,6 +37,9 @@ SENTENCES = {
     errors.ShapeMismatch("slot 'r0c0'", (2, 4, 8, 8), (2, 4, 4, 4)): (
         "slot 'r0c0': output shape (2, 4, 4, 4), but a seed must keep its input's, (2, 4, 8, 8)"
     ),
+    errors.SeedRefused("slot 'r0c0'", (2, 4, 5, 3), "RuntimeError: no"): (
+        "slot 'r0c0': the seed cannot be run on features of shape (2, 4, 5, 3): RuntimeError: no"
+    ),
     errors.BadSlotPoint("fc", "is not run by the forward pass", ("conv",)): (
         "no slot can go after 'fc': it is not run by the forward pass; looked among: conv"
     ),

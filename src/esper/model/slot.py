@@ -16,6 +16,7 @@ from esper.lifecycle.stage import Stage, has_seed, in_forward
 from esper.lifecycle.state import SlotState
 from esper.model import blend
 from esper.model.blueprints import build
+from esper.model.blueprints.registry import check_shapes
 from esper.model.gate import Gate, GatedSeed
 from esper.model.topology import topology as layout
 
@@ -75,12 +76,16 @@ class SeedSlot(nn.Module):
     def commit(self, blueprint: str, seed: nn.Module) -> None:
         """DORMANT -> GERMINATED with this seed.
 
-        Raises SlotOccupied, IllegalTransition (cooldown), or ConfigError for a slot that mixes by GATE and a
-        seed without a gate, one that `prepare` did not make.
+        Raises SlotOccupied, IllegalTransition (cooldown), ShapeMismatch or SeedRefused for a seed made for
+        other features, or ConfigError for a slot that mixes by GATE and a seed without a gate, one that
+        `prepare` did not make.
         """
+        state = self.clock.state.germinate(blueprint)
         if self.config.blend is Blend.GATE and not isinstance(seed, GatedSeed):
             raise ConfigError("seed", type(seed).__name__, "a GatedSeed, since slot.blend is gate")
-        self._become(self.clock.state.germinate(blueprint), seed.train(self.training))
+        where = f"slot {self.slot_id!r}"
+        check_shapes(where, self.topology, seed, self.channels, self._alpha.device)
+        self._become(state, seed.train(self.training))
 
     def advance(self) -> None:
         """The next stage; entering BLENDING starts alpha on its way up. Gates are asked before, not here.

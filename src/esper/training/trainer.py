@@ -70,6 +70,11 @@ class PreparedAction:
     birth: Birth | None = None
     verdict: GateVerdict | None = None
 
+    @property
+    def goes_ahead(self) -> bool:
+        """Whether no gate stands in its way."""
+        return self.verdict is None or self.verdict.passed
+
     def step(self) -> GrowthStep:
         """What the ranks compare of it."""
         seed = self.birth.seed if self.birth else None
@@ -264,17 +269,24 @@ class Trainer:
                 (each.birth.error for each in prepared if each.birth and each.birth.error), None
             )
         for each in prepared:
-            if each.verdict is None or each.verdict.passed:
+            if each.goes_ahead:
                 self.apply_action(each)
         return tuple((each.action.slot_id, each.verdict) for each in prepared if each.verdict)
 
     def prepare(self, action: Action) -> PreparedAction:
-        """The action with its seed and its gate's verdict; nothing of it shows in the model."""
-        if isinstance(action, Advance):
-            return PreparedAction(action=action, verdict=self.pass_gate(action.slot_id))
-        if not isinstance(action, Germinate):
-            return PreparedAction(action=action)
+        """The action with its seed and its gate's verdict; nothing of it shows in the model.
+
+        Raises what the slot would raise, here, where no other action of the decision has been taken yet.
+        """
         slot = self.model.slots[action.slot_id]
+        if isinstance(action, Advance):
+            prepared = PreparedAction(action=action, verdict=self.pass_gate(action.slot_id))
+            if prepared.goes_ahead:
+                slot.clock.state.advance(slot.config)
+            return prepared
+        if not isinstance(action, Germinate):
+            slot.clock.state.prune(slot.config.tempo)
+            return PreparedAction(action=action)
         generator = birth_generator(self.config.seed, action.slot_id, slot.record().birth + 1)
         birth = prepare_birth(lambda drawn: slot.prepare(action.blueprint, drawn), generator)
         return PreparedAction(action=action, birth=birth, verdict=self.pass_gate(action.slot_id, birth))

@@ -12,13 +12,14 @@ from esper.errors import (
     EsperError,
     FossilPruned,
     IllegalTransition,
+    SeedRefused,
     ShapeMismatch,
     SlotEmpty,
     SlotOccupied,
     UnknownBlueprint,
 )
 from esper.lifecycle import Stage, has_seed, in_forward
-from esper.model import SeedSlot
+from esper.model import SeedSlot, build
 from tests.esper.model.growing import CONFIG, bring, germinate
 
 H = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -167,14 +168,44 @@ def test_a_refused_step_changes_nothing(
     assert torch.equal(torch.get_rng_state(), rng)
 
 
-def test_a_seed_that_changes_the_shape_is_named() -> None:
-    class Sum(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.sum(dim=1, keepdim=True)  # would broadcast
+class _Sum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(dim=1, keepdim=True)  # would broadcast
 
+
+class _LaterSum(nn.Module):
+    """Keeps the shape until it has been taken in."""
+
+    changed = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(dim=1, keepdim=True) if self.changed else x
+
+
+@pytest.mark.parametrize(
+    ("seed", "error"),
+    [
+        (_Sum(), ShapeMismatch),
+        (build("cnn", "conv_light", 8, torch.Generator()), SeedRefused),
+        (build("cnn", "attention", 8, torch.Generator()), SeedRefused),
+        (build("transformer", "mlp", 4, torch.Generator()), SeedRefused),
+    ],
+)
+def test_a_seed_that_was_made_for_other_features_is_not_taken_in(
+    seed: nn.Module, error: type[EsperError]
+) -> None:
     slot = slot_in(Stage.DORMANT)
-    slot.commit("sum", Sum())
+    before = everything(slot)
+    with pytest.raises(error, match=r"slot 'r0c0': .*\(2, 4, 5, 3\)"):
+        slot.commit("it", seed)
+    assert everything(slot) == before
+
+
+def test_a_seed_that_changes_the_shape_later_is_named() -> None:
+    slot, seed = slot_in(Stage.DORMANT), _LaterSum()
+    slot.commit("sum", seed)
     slot.advance()
+    seed.changed = True
     with pytest.raises(ShapeMismatch, match=r"slot 'r0c0': output shape \(2, 1, 8, 8\)"):
         slot(H)
 

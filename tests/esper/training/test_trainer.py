@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from esper.control import Advance, Decision, EpochSignals, Germinate, HeuristicController, Prune
+from esper.control import Action, Advance, Decision, EpochSignals, Germinate, HeuristicController, Prune
 from esper.distributed.growth import Birth
-from esper.errors import GrowthFailed, LifecycleDivergence, LoaderMismatch
+from esper.errors import EsperError, GrowthFailed, LifecycleDivergence, LoaderMismatch, SlotEmpty, UnknownSlot
 from esper.lifecycle.gates import GateVerdict
 from esper.lifecycle.metrics import MetricSums
 from esper.lifecycle.record import SlotRecord
@@ -137,6 +137,23 @@ def test_a_build_that_fails_everywhere_is_named_and_caused() -> None:
     ) as raised:
         trainer.run()
     assert type(raised.value.__cause__).__name__ == "UnknownBlueprint"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        (Prune("r0c1"), SlotEmpty),
+        (Advance("r9c9"), UnknownSlot),
+        (Prune("r9c9"), UnknownSlot),
+        (Germinate("r9c9", "norm"), UnknownSlot),
+        (Germinate("r0c1", "nosuch"), GrowthFailed),
+    ],
+)
+def test_a_decision_with_an_impossible_action_is_not_begun(wrong: Action, error: type[EsperError]) -> None:
+    trainer = _trainer(short_config(epochs=1), Script({1: Decision((Germinate("r0c0", "norm"), wrong))}))
+    with pytest.raises(error):
+        trainer.run()
+    assert {record.stage for record in trainer.model.records()} == {Stage.DORMANT}
 
 
 def test_a_gate_that_only_one_rank_passes_is_found_before_the_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from esper.errors import ConfigError, ShapeMismatch, UnknownBlueprint, UnknownBlueprintOption
+from esper.errors import ConfigError, SeedRefused, ShapeMismatch, UnknownBlueprint, UnknownBlueprintOption
 from esper.model.topology import TOPOLOGIES
 from esper.model.topology import topology as layout
 
@@ -48,8 +48,8 @@ def build(
 ) -> nn.Module:
     """A new seed for features of `channels` channels, on the CPU, its weights drawn from `generator` only.
 
-    Raises UnknownBlueprint, UnknownBlueprintOption, or ShapeMismatch when the seed does not keep its
-    input's shape.
+    Raises UnknownBlueprint, UnknownBlueprintOption, ShapeMismatch when the seed does not keep its input's
+    shape, or SeedRefused when it cannot be run at all.
     """
     builder = _REGISTRY.get((topology, name))
     if builder is None:
@@ -59,7 +59,7 @@ def build(
         if option not in known:
             raise UnknownBlueprintOption(topology, name, option, known)
     seed = builder(channels, generator, **options)
-    _check_shapes(topology, name, seed, channels)
+    check_shapes(f"blueprint {name!r} for topology {topology!r}", topology, seed, channels)
     return seed
 
 
@@ -77,14 +77,23 @@ def _options(builder: Builder) -> tuple[str, ...]:
     return tuple(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
 
 
-def _check_shapes(topology: str, name: str, seed: nn.Module, channels: int) -> None:
+def check_shapes(
+    where: str, topology: str, seed: nn.Module, channels: int, device: torch.device | None = None
+) -> None:
+    """Run `seed` on features of a few odd sizes, in eval mode; it is in training mode afterwards.
+
+    Raises ShapeMismatch when it does not keep their shape, SeedRefused when it cannot be run on them.
+    """
     # In eval mode no statistics move and no dropout draws.
     seed.eval()
+    known = TOPOLOGIES[topology]
     with torch.no_grad():
-        known = TOPOLOGIES[topology]
         for size in known.probes:
             given = known.probe_shape(2, channels, size)
-            shape = tuple(seed(torch.zeros(given)).shape)
+            try:
+                shape = tuple(seed(torch.zeros(given, device=device)).shape)
+            except Exception as error:
+                raise SeedRefused(where, given, f"{type(error).__name__}: {error}") from error
             if shape != given:
-                raise ShapeMismatch(f"blueprint {name!r} for topology {topology!r}", given, shape)
+                raise ShapeMismatch(where, given, shape)
     seed.train()

@@ -1,0 +1,278 @@
+"""What slots cost: a training step with and without them, a germination, a tick, a leave-one-out.
+
+    .venv/bin/python ci/bench/slot.py [--rounds N] [--no-compile] [--json FILE]
+
+Blocks in each state alternate within one run, so that the machine's drift meets all. A ratio is the median
+of the ratios of blocks beside each other, with the range that holds it with 95 % (order statistics), by the
+wall clock and by the calling thread's CPU time. The limits are held against the steadier of both, the CPU
+time: on a machine with other work the wall clock measures that, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from esper.lifecycle import AlphaCurve, SlotConfig, Stage
+from esper.model import CnnHost, GrownModel, SlotPoint, Visit, blueprint_names, build, leave_one_out
+from esper.training import CompileConfig, StepCompiler
+
+BLUEPRINT = "conv_light"
+CLOCKS = {"wall clock": time.perf_counter, "CPU of the calling thread": time.thread_time}
+JUDGE = "CPU of the calling thread"
+SETTLING = 5  # rounds before the first that counts
+SLOTS = 1000
+Times = dict[str, dict[str, list[float]]]  # by clock and state
+Step = Callable[[], object]
+
+
+class ByHand(nn.Module):
+    """The host with a seed mixed in after each block, as one would write it without slots."""
+
+    def __init__(self, host: CnnHost, seeds: list[nn.Module]) -> None:
+        super().__init__()
+        self.host, self.seeds = host, nn.ModuleList(seeds)
+        self.register_buffer("alpha", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 1, H, W) to logits (N, classes)."""
+        h = x
+        for index, seed in enumerate(self.seeds):
+            h = self.host.segment(index, h)
+            h = torch.lerp(h, seed(h), self.get_buffer("alpha"))
+        return self.host.segment(len(self.seeds), h)
+
+
+class Wide(nn.Module):
+    """As many slot points as one likes, and nothing between them."""
+
+    topology = "cnn"
+
+    def slot_points(self) -> tuple[SlotPoint, ...]:
+        """`SLOTS` of them."""
+        return tuple(SlotPoint(f"r0c{index}", 1) for index in range(SLOTS))
+
+    def forward(self, x: Tensor, visit: Visit | None = None) -> Tensor:
+        """Features (N, 1, H, W) to themselves."""
+        return x
+
+
+def new_host() -> CnnHost:
+    torch.manual_seed(0)
+    return CnnHost(width=16, blocks=3)
+
+
+def seed_for(channels: int) -> nn.Module:
+    return build("cnn", BLUEPRINT, channels, torch.Generator().manual_seed(1))
+
+
+def grown(stage: Stage) -> GrownModel:
+    """The host with each of its slots in this stage."""
+    model = GrownModel(new_host(), SlotConfig(tempo=8))
+    for slot_id in model.slot_ids:
+        slot = model.slots[slot_id]
+        if stage is Stage.DORMANT:
+            continue
+        slot.commit(BLUEPRINT, seed_for(slot.channels))
+        while slot.stage is not stage:
+            slot.advance()
+            for _ in range(4 if stage is Stage.BLENDING else 8):
+                slot.tick()
+    return model
+
+
+def networks(compiled: bool) -> dict[str, nn.Module]:
+    """What is compared, by name; `host` is what all but `by hand` are held against."""
+    host, by_hand = new_host(), new_host()
+    plain: dict[str, nn.Module] = {
+        "host": host,
+        "by hand": ByHand(by_hand, [seed_for(channels) for _, channels in by_hand.slot_points()]),
+    }
+    models = {stage.name.lower(): grown(stage) for stage in (Stage.DORMANT, Stage.TRAINING)}
+    models |= {stage.name.lower(): grown(stage) for stage in (Stage.BLENDING, Stage.FOSSILIZED)}
+    if not compiled:
+        return {**plain, **models}
+    # Each of them by a callable of its own, as a trainer has it.
+    result: dict[str, nn.Module] = {}
+    for name, module in plain.items():
+        holder = nn.Module()
+        holder.module = module
+        holder.forward = torch.compile(fresh(module), fullgraph=True)
+        result[name] = holder
+    for name, model in models.items():
+        result[name] = StepCompiler(CompileConfig(enabled=True, dynamic=False)).wrap(model)
+    return result
+
+
+def fresh(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    def step(x: Tensor) -> Tensor:
+        logits: Tensor = module(x)
+        return logits
+
+    step.__code__ = step.__code__.replace(co_name=f"step_{id(module)}")
+    return step
+
+
+def training_step(module: nn.Module) -> Step:
+    """Forward and backward pass over one batch of pictures as large as digits."""
+    drawn = torch.Generator().manual_seed(2)
+    x = torch.randn(64, 1, 8, 8, generator=drawn)
+    y = torch.randint(0, 10, (64,), generator=drawn)
+    module.train()
+
+    def step() -> None:
+        for parameter in module.parameters():
+            parameter.grad = None
+        torch.autograd.backward(functional.cross_entropy(module(x), y))
+
+    return step
+
+
+def interleaved(steps: Mapping[str, Step], rounds: int, block: int) -> Times:
+    """Mean seconds of a step in each block, the states in turn, every other round in reverse."""
+    found: Times = {clock: {name: [] for name in steps} for clock in CLOCKS}
+    for count in range(SETTLING + rounds):
+        for name in steps if count % 2 else reversed(list(steps)):
+            step = steps[name]
+            step()  # the first after a change finds the caches cold
+            begun = {clock: read() for clock, read in CLOCKS.items()}
+            for _ in range(block):
+                step()
+            if count >= SETTLING:
+                for clock, read in CLOCKS.items():
+                    found[clock][name].append((read() - begun[clock]) / block)
+    return found
+
+
+def ratio(times: Times, clock: str, state: str, to: str) -> dict[str, float]:
+    """Median of the ratios of blocks beside each other, and the range that holds it with 95 %."""
+    ratios = sorted(one / other for one, other in zip(times[clock][state], times[clock][to], strict=True))
+    margin, middle = round(0.98 * math.sqrt(len(ratios))), len(ratios) // 2
+    return {
+        "ratio": statistics.median(ratios),
+        "least": ratios[max(0, middle - margin)],
+        "most": ratios[min(len(ratios) - 1, middle + margin)],
+    }
+
+
+def report(what: str, times: Times, to: str) -> dict[str, dict[str, float]]:
+    """Print one comparison, and return it."""
+    result = {}
+    for clock, states in times.items():
+        print(f"{what}, {clock}")
+        for state, seconds in states.items():
+            figures = {"median_us": statistics.median(seconds) * 1e6, **ratio(times, clock, state, to)}
+            result[f"{clock}, {state}"] = figures
+            print(
+                f"  {state:14}{figures['median_us']:10.1f} us   ratio to {to} {figures['ratio']:.4f}"
+                f" ({figures['least']:.4f} to {figures['most']:.4f})"
+            )
+    return result
+
+
+def germinations(rounds: int) -> dict[str, float]:
+    """Median seconds, by blueprint, of putting a seed into a slot of 64 channels."""
+    found: dict[str, list[float]] = {name: [] for name in blueprint_names("cnn")}
+    slots = GrownModel(CnnHost(width=64, blocks=1)).slots
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(rounds):
+        for name, seconds in found.items():
+            slot = slots["r0c0"]
+            begun = CLOCKS[JUDGE]()
+            slot.commit(name, slot.prepare(name, generator))
+            seconds.append(CLOCKS[JUDGE]() - begun)
+            slot.prune(0)
+            while slot.stage is not Stage.DORMANT:
+                slot.tick()
+    return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+
+def ticks(rounds: int) -> dict[str, float]:
+    """Median seconds of a tick of a thousand slots: all empty, and all on a ramp."""
+    empty = GrownModel(Wide())
+    ramping = GrownModel(Wide(), SlotConfig(curve=AlphaCurve.SIGMOID, tempo=2 * rounds))
+    generator = torch.Generator().manual_seed(0)
+    for slot_id in ramping.slot_ids:
+        slot = ramping.slots[slot_id]
+        slot.commit("norm", slot.prepare("norm", generator))
+        slot.advance()
+        slot.advance()
+    found: dict[str, list[float]] = {"empty": [], "ramping": []}
+    for _ in range(rounds):
+        for name, model in (("empty", empty), ("ramping", ramping)):
+            begun = CLOCKS[JUDGE]()
+            model.tick()
+            found[name].append(CLOCKS[JUDGE]() - begun)
+    assert all(record.ticks_left == rounds for record in ramping.records())
+    return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+
+def leaving_out(rounds: int) -> Times:
+    """Seconds of evaluating a model with each of its three slots off: together, and one after another."""
+    model = grown(Stage.HOLDING).eval()
+    x = torch.randn(256, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    variants = list(leave_one_out(model.slot_ids).values())
+
+    @torch.no_grad()
+    def together() -> None:
+        model.counterfactuals(x, variants)
+
+    @torch.no_grad()
+    def one_by_one() -> None:
+        for variant in variants:
+            model(x, alpha_overrides=variant)
+
+    return interleaved({"one by one": one_by_one, "together": together}, rounds, 2)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=200, help="blocks of steps in each state")
+    parser.add_argument("--no-compile", action="store_true", help="eager steps only: compiling takes minutes")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    result: dict[str, object] = {}
+    limits: list[tuple[str, float, float]] = []
+    for mode in ("eager",) if options.no_compile else ("eager", "compiled"):
+        steps = {name: training_step(module) for name, module in networks(mode == "compiled").items()}
+        times = interleaved(steps, options.rounds, 4)
+        result[mode] = report(f"forward and backward pass, {mode}", times, "host")
+        result[f"{mode}, by hand"] = by_hand = ratio(times, JUDGE, "fossilized", "by hand")
+        print(f"  fossilized to by hand, {JUDGE}: {by_hand['ratio']:.4f}")
+        limits.append((f"dormant / host, {mode}", ratio(times, JUDGE, "dormant", "host")["ratio"], 1.01))
+        limits.append((f"fossilized / by hand, {mode}", by_hand["ratio"], 1.02))
+    result["germination"] = born = germinations(max(20, options.rounds // 4))
+    result["tick"] = ticked = ticks(max(50, options.rounds))
+    left = leaving_out(options.rounds)
+    result["leave one out"] = report("leave-one-out of three slots", left, "one by one")
+    limits.append(
+        (f"germination, ms (slowest: {max(born, key=born.__getitem__)})", 1e3 * max(born.values()), 5)
+    )
+    limits.append(
+        (f"tick of {SLOTS} slots, ms (empty: {1e3 * ticked['empty']:.2f})", 1e3 * ticked["ramping"], 1)
+    )
+    limits.append(
+        ("leave-one-out, together / one by one", ratio(left, JUDGE, "together", "one by one")["ratio"], 1)
+    )
+    for name, value, most in limits:
+        print(f"{name}: {value:.4f} (at most {most}){'' if value <= most else '  MISSED'}")
+    if options.json is not None:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0 if all(value <= most for _, value, most in limits) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
