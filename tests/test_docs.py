@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,14 @@ def test_every_example_passes(pytester: pytest.Pytester, page: str) -> None:
     pytester.makepyfile(**{f"test_{Path(page).stem}": source})
     result = pytester.runpytest_subprocess("-v", timeout=60)
     result.assert_outcomes(passed=len(examples))
+
+
+def test_the_page_on_growing_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    script = tmp_path / "growing.py"
+    script.write_text(code_of("growing.md"))
+    command = [sys.executable, "-W", "error", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_kind_of_diagnosis_has_an_example() -> None:

@@ -2,10 +2,10 @@
 
     .venv/bin/python ci/bench/slot.py [--rounds N] [--no-compile] [--json FILE]
 
-Blocks in each state alternate within one run, so that the machine's drift meets all. A ratio is the median
-of the ratios of blocks beside each other, with the range that holds it with 95 % (order statistics), by the
-wall clock and by the calling thread's CPU time. The limits are held against the steadier of both, the CPU
-time: on a machine with other work the wall clock measures that, too.
+What is compared runs in turn, step by step, so that the machine's drift meets both. A ratio is the median of
+the ratios of steps beside each other, with the range that holds it with 95 % (order statistics), by the wall
+clock and by the calling thread's CPU time. The limits are held against the steadier of both, the CPU time: on
+a machine with other work the wall clock measures that, too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -30,9 +30,18 @@ from esper.training import CompileConfig, StepCompiler
 BLUEPRINT = "conv_light"
 CLOCKS = {"wall clock": time.perf_counter, "CPU of the calling thread": time.thread_time}
 JUDGE = "CPU of the calling thread"
-SETTLING = 5  # rounds before the first that counts
+SETTLING = 3  # rounds before the first that counts
 SLOTS = 1000
-Times = dict[str, dict[str, list[float]]]  # by clock and state
+Pair = tuple[str, str]
+Times = dict[str, dict[Pair, tuple[list[float], list[float]]]]  # by clock and pair, both sides
+PAIRS = (
+    ("dormant", "host"),
+    ("training", "host"),
+    ("blending", "host"),
+    ("fossilized", "host"),
+    ("fossilized", "by hand"),
+)
+TOGETHER = ("together", "one by one")
 Step = Callable[[], object]
 
 
@@ -92,7 +101,7 @@ def grown(stage: Stage) -> GrownModel:
 
 
 def networks(compiled: bool) -> dict[str, nn.Module]:
-    """What is compared, by name; `host` is what all but `by hand` are held against."""
+    """What is compared, by name."""
     host, by_hand = new_host(), new_host()
     plain: dict[str, nn.Module] = {
         "host": host,
@@ -138,25 +147,29 @@ def training_step(module: nn.Module) -> Step:
     return step
 
 
-def interleaved(steps: Mapping[str, Step], rounds: int, block: int) -> Times:
-    """Mean seconds of a step in each block, the states in turn, every other round in reverse."""
-    found: Times = {clock: {name: [] for name in steps} for clock in CLOCKS}
+def in_pairs(steps: Mapping[str, Step], pairs: Sequence[Pair], rounds: int) -> Times:
+    """Seconds of two steps of each side of each pair, run as ABBA and then as BAAB: whatever follows whatever
+    is the same for both, and so is a drift that is even.
+    """
+    found: Times = {clock: {pair: ([], []) for pair in pairs} for clock in CLOCKS}
     for count in range(SETTLING + rounds):
-        for name in steps if count % 2 else reversed(list(steps)):
-            step = steps[name]
-            step()  # the first after a change finds the caches cold
-            begun = {clock: read() for clock, read in CLOCKS.items()}
-            for _ in range(block):
-                step()
-            if count >= SETTLING:
+        for pair in pairs:
+            spent = {clock: [0.0, 0.0] for clock in CLOCKS}
+            for side in (0, 1, 1, 0) if count % 2 else (1, 0, 0, 1):
+                begun = {clock: read() for clock, read in CLOCKS.items()}
+                steps[pair[side]]()
                 for clock, read in CLOCKS.items():
-                    found[clock][name].append((read() - begun[clock]) / block)
+                    spent[clock][side] += read() - begun[clock]
+            if count >= SETTLING:
+                for clock, sides in spent.items():
+                    for side in (0, 1):
+                        found[clock][pair][side].append(sides[side])
     return found
 
 
-def ratio(times: Times, clock: str, state: str, to: str) -> dict[str, float]:
-    """Median of the ratios of blocks beside each other, and the range that holds it with 95 %."""
-    ratios = sorted(one / other for one, other in zip(times[clock][state], times[clock][to], strict=True))
+def ratio(times: Times, clock: str, pair: Pair) -> dict[str, float]:
+    """Median of the ratios of the first side to the second, and the range that holds it with 95 %."""
+    ratios = sorted(one / other for one, other in zip(*times[clock][pair], strict=True))
     margin, middle = round(0.98 * math.sqrt(len(ratios))), len(ratios) // 2
     return {
         "ratio": statistics.median(ratios),
@@ -165,17 +178,18 @@ def ratio(times: Times, clock: str, state: str, to: str) -> dict[str, float]:
     }
 
 
-def report(what: str, times: Times, to: str) -> dict[str, dict[str, float]]:
+def report(what: str, times: Times) -> dict[str, dict[str, float]]:
     """Print one comparison, and return it."""
     result = {}
-    for clock, states in times.items():
+    for clock, pairs in times.items():
         print(f"{what}, {clock}")
-        for state, seconds in states.items():
-            figures = {"median_us": statistics.median(seconds) * 1e6, **ratio(times, clock, state, to)}
-            result[f"{clock}, {state}"] = figures
+        for pair, (one, other) in pairs.items():
+            medians = [statistics.median(side) / 2 * 1e6 for side in (one, other)]
+            figures = ratio(times, clock, pair)
+            result[f"{clock}, {pair[0]} / {pair[1]}"] = {"us": medians[0], "other_us": medians[1], **figures}
             print(
-                f"  {state:14}{figures['median_us']:10.1f} us   ratio to {to} {figures['ratio']:.4f}"
-                f" ({figures['least']:.4f} to {figures['most']:.4f})"
+                f"  {pair[0]:>11} / {pair[1]:11}{medians[0]:9.0f} us /{medians[1]:7.0f} us   ratio"
+                f" {figures['ratio']:.4f} ({figures['least']:.4f} to {figures['most']:.4f})"
             )
     return result
 
@@ -232,14 +246,14 @@ def leaving_out(rounds: int) -> Times:
         for variant in variants:
             model(x, alpha_overrides=variant)
 
-    return interleaved({"one by one": one_by_one, "together": together}, rounds, 2)
+    return in_pairs({"one by one": one_by_one, "together": together}, [TOGETHER], rounds)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=200, help="blocks of steps in each state")
+    parser.add_argument("--rounds", type=int, default=200, help="rounds of each comparison")
     parser.add_argument("--no-compile", action="store_true", help="eager steps only: compiling takes minutes")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -248,25 +262,20 @@ def main() -> int:
     limits: list[tuple[str, float, float]] = []
     for mode in ("eager",) if options.no_compile else ("eager", "compiled"):
         steps = {name: training_step(module) for name, module in networks(mode == "compiled").items()}
-        times = interleaved(steps, options.rounds, 4)
-        result[mode] = report(f"forward and backward pass, {mode}", times, "host")
-        result[f"{mode}, by hand"] = by_hand = ratio(times, JUDGE, "fossilized", "by hand")
-        print(f"  fossilized to by hand, {JUDGE}: {by_hand['ratio']:.4f}")
-        limits.append((f"dormant / host, {mode}", ratio(times, JUDGE, "dormant", "host")["ratio"], 1.01))
-        limits.append((f"fossilized / by hand, {mode}", by_hand["ratio"], 1.02))
+        times = in_pairs(steps, PAIRS, options.rounds)
+        result[mode] = report(f"forward and backward pass, {mode}", times)
+        for pair, most in ((PAIRS[0], 1.01), (PAIRS[-1], 1.02)):
+            limits.append((f"{pair[0]} / {pair[1]}, {mode}", ratio(times, JUDGE, pair)["ratio"], most))
     result["germination"] = born = germinations(max(20, options.rounds // 4))
     result["tick"] = ticked = ticks(max(50, options.rounds))
     left = leaving_out(options.rounds)
-    result["leave one out"] = report("leave-one-out of three slots", left, "one by one")
-    limits.append(
-        (f"germination, ms (slowest: {max(born, key=born.__getitem__)})", 1e3 * max(born.values()), 5)
-    )
+    result["leave one out"] = report("leave-one-out of three slots", left)
+    slowest = max(born, key=born.__getitem__)
+    limits.append((f"germination, ms (slowest: {slowest})", 1e3 * born[slowest], 5))
     limits.append(
         (f"tick of {SLOTS} slots, ms (empty: {1e3 * ticked['empty']:.2f})", 1e3 * ticked["ramping"], 1)
     )
-    limits.append(
-        ("leave-one-out, together / one by one", ratio(left, JUDGE, "together", "one by one")["ratio"], 1)
-    )
+    limits.append(("leave-one-out, together / one by one", ratio(left, JUDGE, TOGETHER)["ratio"], 1))
     for name, value, most in limits:
         print(f"{name}: {value:.4f} (at most {most}){'' if value <= most else '  MISSED'}")
     if options.json is not None:

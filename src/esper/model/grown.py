@@ -120,8 +120,10 @@ class GrownModel(nn.Module):
         return fingerprint(self)
 
     def _run(self, x: Tensor, overrides: Mapping[str, Tensor]) -> Tensor:
+        slots = self.slots
+
         def visit(slot_id: str, h: Tensor) -> Tensor:
-            features: Tensor = self.slots[slot_id](h, overrides.get(slot_id))
+            features: Tensor = slots[slot_id](h, overrides.get(slot_id))
             return features
 
         logits: Tensor = self.host(x, visit)
