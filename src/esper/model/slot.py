@@ -84,7 +84,7 @@ class SeedSlot(nn.Module):
         if self.config.blend is Blend.GATE and not isinstance(seed, GatedSeed):
             raise ConfigError("seed", type(seed).__name__, "a GatedSeed, since slot.blend is gate")
         where = f"slot {self.slot_id!r}"
-        check_shapes(where, self.topology, seed, self.channels, self._alpha.device)
+        check_shapes(where, self.topology, seed, self.channels, self._alpha)
         self._become(state, seed.train(self.training))
 
     def advance(self) -> None:
@@ -190,7 +190,7 @@ class SeedSlot(nn.Module):
         seed = build(self.topology, blueprint, self.channels, generator)
         if self.config.blend is Blend.GATE:
             seed = GatedSeed(seed, Gate(self.channels, self.topology, generator))
-        return seed.to(self._alpha.device)
+        return seed.to(self._alpha)  # device and dtype of the model
 
     def _readable(self, h: Tensor) -> Tensor:
         """What the seed reads. In TRAINING detached: the host would get gradients of an output it lacks."""

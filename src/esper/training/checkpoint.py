@@ -19,6 +19,7 @@ import torch
 from esper.distributed.digest import stable_digest
 from esper.errors import CheckpointRefused, EsperError, NoCheckpoint
 from esper.model import GrownModel
+from esper.training.snapshot import random_state, set_random_state
 from esper.training.trainer import Trainer
 
 _LOGGER = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ def load(path: Path, trainer: Trainer) -> None:
     except OSError as error:
         raise CheckpointRefused(str(path), f"it cannot be read: {error.strerror}", "a file") from error
     _check_fits(content, trainer, str(path))
-    random = torch.get_rng_state()
+    random = random_state()
     try:
         # A rehearsal on a copy: what fails halfway there leaves the trainer itself as it is.
         _restore(content, _copy_of(trainer))
@@ -145,7 +146,7 @@ def load(path: Path, trainer: Trainer) -> None:
         reason = f"its state does not fit ({type(error).__name__}: {error})"
         raise CheckpointRefused(str(path), reason, "the state of such a run") from error
     finally:
-        torch.set_rng_state(random)
+        set_random_state(random)
     _restore(content, trainer)
 
 

@@ -134,6 +134,8 @@ class _CompiledModel(nn.Module):
     def __init__(self, model: GrownModel, step: Callable[[Tensor], Tensor], compiler: StepCompiler) -> None:
         super().__init__()
         self._orig_mod = model
+        # DistributedDataParallel asks the module that it is given, which is this one.
+        self._ddp_params_and_buffers_to_ignore = ["_orig_mod.alphas"]
         self._step, self._compiler = step, compiler
 
     def forward(self, x: Tensor) -> Tensor:

@@ -45,5 +45,19 @@ def restore(model: GrownModel, optimizer: torch.optim.Optimizer, saved: Mapping[
     optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
 
 
+def random_state() -> Saved:
+    """The state of torch's global generators: of the CPU, and of each GPU where those are in use."""
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    gpus = torch.cuda.get_rng_state_all() if in_use else []
+    return {"cpu": torch.get_rng_state(), "cuda": gpus}
+
+
+def set_random_state(saved: Mapping[str, Any]) -> None:
+    """Make torch's global generators go on from what `random_state` gave."""
+    torch.set_rng_state(saved["cpu"])
+    if saved["cuda"]:
+        torch.cuda.set_rng_state_all(saved["cuda"])
+
+
 def _copied(tensor: Tensor) -> Tensor:
     return tensor.detach().clone()

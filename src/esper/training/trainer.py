@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -37,7 +36,7 @@ from esper.training.history import EpochResult, History
 from esper.training.optimizer import follow_parameters, make_optimizer
 from esper.training.plain import from_plain, to_plain
 from esper.training.safeguard import Safeguard
-from esper.training.snapshot import Saved, capture, restore
+from esper.training.snapshot import Saved, capture, random_state, restore, set_random_state
 from esper.training.tasks import Batch, Task
 
 
@@ -327,7 +326,7 @@ class Trainer:
             "history": to_plain(self.history),
             "steps": self._steps,
             "previous_decision": self._previous_decision,
-            "random": torch.get_rng_state(),
+            "random": random_state(),
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -338,7 +337,7 @@ class Trainer:
         self.safeguard.governor.load_state_dict(saved["governor"])
         self.history = from_plain(History, saved["history"], "history")
         self._steps, self._previous_decision = int(saved["steps"]), int(saved["previous_decision"])
-        torch.set_rng_state(saved["random"])
+        set_random_state(saved["random"])
         self.compiler.forget()
         self.safeguard.forget()
         self._trends, self._announced = {}, ()

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 from typing import Any
 
 import pytest
@@ -104,6 +105,29 @@ def test_a_refused_host_leaves_no_hook_behind() -> None:
     with pytest.raises(BadSlotPoint):
         ModuleHost(module, after=["early", "act"], example=X)
     assert not any(each._forward_hooks for each in module.modules())
+
+
+def test_two_threads_in_it_at_once_do_not_meet() -> None:
+    adapted = host().eval()
+    inside, seen = threading.Barrier(2), {0: [], 1: []}  # type: ignore[var-annotated]
+
+    def run(number: int) -> None:
+        def visit(slot_id: str, h: Tensor) -> Tensor:
+            inside.wait(timeout=30)  # both are between two slots of the same module
+            seen[number].append(slot_id)
+            return h * number
+
+        results[number] = adapted(X, visit)
+
+    results: dict[int, Tensor] = {}
+    threads = [threading.Thread(target=run, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == {0: ["r0c0", "r0c1"], 1: ["r0c0", "r0c1"]}
+    assert torch.equal(results[1], network().eval()(X))
+    assert not torch.equal(results[0], results[1])
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])

@@ -13,7 +13,7 @@ from torch._C._distributed_c10d import HashStore
 from torch.nn.parallel import DistributedDataParallel
 
 from esper.errors import BadOverride, ConfigError, OverrideInTraining, UnknownSlot
-from esper.lifecycle import SlotConfig, Stage, in_forward
+from esper.lifecycle import Blend, SlotConfig, Stage, in_forward
 from esper.model import CnnHost, GrownModel, SlotPoint, Visit
 from tests.esper.model.growing import backward, batch, bring, germinate, loss_of, model
 
@@ -197,6 +197,17 @@ def test_alpha_still_follows_in_a_copy_and_after_a_move(how: str) -> None:
     assert grown.alphas.tolist() == [0.5, 0.0]
     assert old.tolist() == [0.25, 0.0]
     assert not torch.equal(grown(X.to(grown.alphas.dtype)), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_of_another_precision_grows_in_it(dtype: torch.dtype) -> None:
+    grown = model(SlotConfig(blend=Blend.GATE, tempo=4)).to(dtype)
+    bring(grown.slots["r0c0"], Stage.BLENDING)
+    saved = grown.slots["r0c0"].lifecycle_state()
+    assert {parameter.dtype for parameter in grown.parameters()} == {dtype}
+    assert grown(X.to(dtype)).dtype is dtype
+    grown.slots["r0c0"].load_lifecycle_state(saved)
+    assert {parameter.dtype for parameter in grown.parameters()} == {dtype}
 
 
 def test_a_compiled_model_is_not_compiled_again_as_alpha_moves() -> None:

@@ -17,6 +17,8 @@ from esper.lifecycle import Stage
 from esper.model.blueprints import registry
 from esper.training import Trainer, checkpoint
 from esper.training.checkpoint import MAGIC, Checkpoints, load, pack, unpack, write_whole
+from esper.training.snapshot import random_state, set_random_state
+from esper.training.tasks import ShardedTask
 from tests.esper.training.lives import Script, eventful, tiny_trainer, whole_life
 
 EPOCHS = 15
@@ -294,3 +296,29 @@ def test_saving_does_not_change_the_run(tmp_path: Path) -> None:
         Checkpoints(tmp_path).save(saving)
     assert saving.history.same_as(other.history)
     assert saving.model.fingerprint() == other.model.fingerprint()
+
+
+def test_batches_are_announced_for_the_epoch_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Checkpoints(tmp_path).save(_after(3))
+    trainer = scripted(5)
+    Checkpoints(tmp_path).resume(trainer)
+    asked: list[int] = []
+    announce = ShardedTask.announce
+
+    def counted(task: ShardedTask, epoch: int) -> int:
+        asked.append(epoch)
+        return announce(task, epoch)
+
+    monkeypatch.setattr(ShardedTask, "announce", counted)
+    trainer.run()
+    assert asked == [4, 5]
+
+
+def test_the_generators_of_gpus_in_use_go_on_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = [torch.arange(4, dtype=torch.uint8)]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: states)
+    given: list[object] = []
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", given.append)
+    set_random_state(random_state())
+    assert given == [states]

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch._dynamo.utils import clear_compilation_metrics, counters, get_compilation_metrics
+from torch.nn.parallel import DistributedDataParallel
 
+from esper.control import Advance, Decision, Germinate
 from esper.errors import ConfigError
 from esper.lifecycle import Stage
-from esper.training import CompileConfig, CompileState, StepCompiler, Trainer
-from tests.esper.training.lives import Script, tiny_trainer, whole_life
+from esper.training import (
+    CompileConfig,
+    CompileState,
+    History,
+    StepCompiler,
+    TrainConfig,
+    Trainer,
+    build_model,
+)
+from tests.esper.ranks import run_ranks
+from tests.esper.training.lives import TINY, Script, tiny_task, tiny_trainer, whole_life
 
 SLOTS = ("r0c0", "r0c1", "r0c2")
 EAGER = {"enabled": True, "backend": "eager"}
@@ -200,6 +213,28 @@ def test_a_module_wrapped_before_runs_eagerly_while_it_is_off() -> None:
     assert graphs() == 0
     module(x)
     assert graphs() == 1
+
+
+def test_ranks_train_the_same_model_compiled() -> None:
+    """Replicated around the compiled module, not inside of it."""
+
+    def body(rank: int) -> tuple[History, int, int]:
+        config = TrainConfig.from_dict({**TINY, "epochs": 3, "compile": EAGER})
+        task = replace(tiny_task(), rank=rank, world_size=2)
+        plan = Script({1: Decision((Germinate("r0c0", "norm"),)), 2: Decision((Advance("r0c0"),))})
+        with Trainer(build_model(config), task, plan, config, group=dist.group.WORLD) as trainer:
+            history = trainer.run()
+            replica = trainer.wrap()
+            assert isinstance(replica, DistributedDataParallel)
+            assert all(buffer is not trainer.model.alphas for buffer in replica.modules_buffers)
+            return history, trainer.model.fingerprint(), trainer.compiler.fallbacks
+
+    outcomes = run_ranks(body, 2)
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    (first, print_0, fallbacks), (second, print_1, _) = (outcome.value for outcome in outcomes)
+    assert first.same_as(second)
+    assert print_0 == print_1
+    assert fallbacks == 0
 
 
 def test_what_a_seed_that_has_gone_was_compiled_for_is_dropped() -> None:

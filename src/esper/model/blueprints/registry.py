@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from esper.errors import ConfigError, SeedRefused, ShapeMismatch, UnknownBlueprint, UnknownBlueprintOption
 from esper.model.topology import TOPOLOGIES
@@ -78,20 +78,23 @@ def _options(builder: Builder) -> tuple[str, ...]:
 
 
 def check_shapes(
-    where: str, topology: str, seed: nn.Module, channels: int, device: torch.device | None = None
+    where: str, topology: str, seed: nn.Module, channels: int, like: Tensor | None = None
 ) -> None:
-    """Run `seed` on features of a few odd sizes, in eval mode; it is in training mode afterwards.
+    """Run `seed` on features of a few odd sizes, on the device and of the dtype of `like`.
+
+    In eval mode; it is in training mode afterwards.
 
     Raises ShapeMismatch when it does not keep their shape, SeedRefused when it cannot be run on them.
     """
     # In eval mode no statistics move and no dropout draws.
     seed.eval()
     known = TOPOLOGIES[topology]
+    like = torch.empty(()) if like is None else like
     with torch.no_grad():
         for size in known.probes:
             given = known.probe_shape(2, channels, size)
             try:
-                shape = tuple(seed(torch.zeros(given, device=device)).shape)
+                shape = tuple(seed(like.new_zeros(given)).shape)
             except Exception as error:
                 raise SeedRefused(where, given, f"{type(error).__name__}: {error}") from error
             if shape != given:
