@@ -48,6 +48,7 @@ class SeedSlot(nn.Module):
         # Kept beside the state because a compiled forward guards on what it reads, and the state changes
         # every epoch.
         self._path = _Path.OFF
+        self.in_forward = False  # whether `forward` does anything
         self._trainable = False
         self._alpha = torch.zeros(())
 
@@ -173,11 +174,6 @@ class SeedSlot(nn.Module):
         output = self._seed_output(self.seed, read)
         return [self._mixed(self.seed, h, read, output, alpha) for alpha in alphas]
 
-    @property
-    def in_forward(self) -> bool:
-        """Whether an alpha given to `forward` has an effect."""
-        return self._path is not _Path.OFF
-
     def force_alpha(self, *_: object, **__: object) -> NoReturn:
         """There is none: it would change the slot for every other reader. Raises ForcedAlpha."""
         raise ForcedAlpha("SeedSlot.force_alpha", f"model(x, alpha_overrides={{{self.slot_id!r}: alpha}})")
@@ -223,8 +219,9 @@ class SeedSlot(nn.Module):
         self._path = _Path.OFF
         if in_forward(state.stage):
             self._path = _Path.STRAIGHT if state.stage is Stage.TRAINING else _Path.MIX
+        self.in_forward = self._path is not _Path.OFF
         self._alpha.fill_(state.alpha.alpha)
-        self._trainable = self._path is not _Path.OFF and state.alpha.mode is not AlphaMode.DOWN
+        self._trainable = self.in_forward and state.alpha.mode is not AlphaMode.DOWN
         _set_trainable(self.seed_parameters(), self._trainable)
         if isinstance(self.seed, GatedSeed) and self._path is _Path.STRAIGHT:
             _set_trainable(self.seed.gate.parameters(), False)  # not part of what TRAINING computes
