@@ -74,8 +74,17 @@ class GrownModel(nn.Module):
         UnknownSlot, BadOverride, or OverrideInTraining when any module is in training mode.
         """
         if alpha_overrides is None:
-            return self._run(x, {})
-        return self._run(x, self._checked(alpha_overrides))
+            # By way of the table: an attribute that is a module is found after all others.
+            plain: Tensor = self._modules["host"](x, self._visit)  # type: ignore[misc]
+            return plain
+        overrides = self._checked(alpha_overrides)
+
+        def visit(slot_id: str, h: Tensor) -> Tensor:
+            features: Tensor = self._by_id[slot_id](h, overrides.get(slot_id))
+            return features
+
+        logits: Tensor = self.host(x, visit)
+        return logits
 
     def counterfactuals(self, x: Tensor, variants: Sequence[Variant]) -> tuple[Tensor, ...]:
         """What `forward(x, alpha_overrides=variant)` gives for each of `variants`, in order.
@@ -119,20 +128,14 @@ class GrownModel(nn.Module):
         """63-bit digest over names, order, shapes and bits of all parameters and buffers."""
         return fingerprint(self)
 
-    def _run(self, x: Tensor, overrides: Mapping[str, Tensor]) -> Tensor:
-        slots = self._by_id
-
-        def visit(slot_id: str, h: Tensor) -> Tensor:
-            # Few steps for an empty slot: called as a module it took 30 us between two convolutions, where
-            # the interpreter's own code has left the caches; warm it was 2.
-            slot = slots[slot_id]
-            if not slot.in_forward:
-                return h
-            features: Tensor = slot(h, overrides.get(slot_id))
-            return features
-
-        logits: Tensor = self.host(x, visit)
-        return logits
+    def _visit(self, slot_id: str, h: Tensor) -> Tensor:
+        # Few steps for an empty slot: called as a module it took 30 us between two convolutions, where
+        # the interpreter's own code has left the caches; warm it was 2.
+        slot = self._by_id[slot_id]
+        if not slot.in_forward:
+            return h
+        features: Tensor = slot(h)
+        return features
 
     def _checked(self, overrides: Mapping[str, float | Tensor]) -> dict[str, Tensor]:
         self._check_evaluating()
