@@ -47,6 +47,7 @@ from esper.training.tasks import Batch, load_digits_task
 CALLS = 400
 RANKS = 4
 BLOCK = 8  # steps between two changes
+GENERATIONS = 8
 SETTLING = 4  # rounds of blocks before the first that counts
 STATES = ("bare", "empty kernel", "recorded")
 # A collective waits for threads of gloo, which wake sooner or later; the caller's own time is steadier.
@@ -146,7 +147,23 @@ def steps(rank: int, state: str, run_dir: Path, orders: Connection) -> None:
 
 
 def training(rounds: int, run_dir: Path) -> Times:
-    """Seconds of a digits step at four ranks: means over the ranks, since they end each step together."""
+    """Seconds of a digits step at four ranks: means over the ranks, since they end each step together.
+
+    Two sets of ranks in one state differ by some per cent for as long as they live (where their memory lies),
+    so there are `GENERATIONS` of them.
+    """
+    means = no_times()
+    for generation in range(GENERATIONS):
+        folder = run_dir / f"generation{generation}"
+        folder.mkdir()
+        one = lifetime(max(1, rounds // GENERATIONS), folder, Random(generation))
+        for of, state in itertools.product(CLOCKS, STATES):
+            means[of][state] += one[of][state]
+    return means
+
+
+def lifetime(rounds: int, run_dir: Path, orders: Random) -> Times:
+    """Of one set of ranks in each state."""
     context = get_context("fork")
     ranks: dict[str, list[Connection]] = {state: [] for state in STATES}
     processes = []
@@ -157,7 +174,7 @@ def training(rounds: int, run_dir: Path) -> Times:
         theirs.close()  # so that the end of a rank is seen here
         ranks[state].append(ours)
         processes.append(process)
-    means, orders = no_times(), Random(0)
+    means = no_times()
     for count in range(SETTLING + rounds):
         for state in orders.sample(STATES, len(STATES)):
             for one in ranks[state]:
