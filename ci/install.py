@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNEL = ROOT / "src" / "esper" / "lockstep" / "kernel.cpp"
+KERNEL = ROOT / "src" / "esper" / "lockstep" / "rank" / "kernel.cpp"
 CONSTRAINTS = ROOT / "ci" / "constraints.txt"
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from esper.lockstep.finding import PRECEDENCE
+from esper.lockstep.proof.finding import PRECEDENCE
 from pytest_esper_ddp.faults.catalogue import CATALOGUE
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -36,9 +36,9 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import _get_default_group
 
 from esper.distributed.replicate import replicate
-from esper.lockstep.intercept import Interception
-from esper.lockstep.ledger import Ledger
-from esper.lockstep.recorder import Recorder
+from esper.lockstep.rank.intercept import Interception
+from esper.lockstep.rank.recorder import Recorder
+from esper.lockstep.record.ledger import Ledger
 from esper.training import TrainConfig, build_model
 from esper.training.epoch import train_on
 from esper.training.optimizer import make_optimizer

@@ -19,14 +19,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from esper.lockstep.entry import Entry, Flag, Kind, Site, Time, Times
-from esper.lockstep.finding import Finding, Patience
-from esper.lockstep.ledger import IDENTITY, Ledger, ledger_path
-from esper.lockstep.message import diagnosis_of
-from esper.lockstep.proof import prove
-from esper.lockstep.reader import LedgerReader
-from esper.lockstep.recorder import Recorder
-from esper.lockstep.view import View
+from esper.lockstep.proof.finding import Finding, Patience
+from esper.lockstep.proof.prove import prove
+from esper.lockstep.proof.view import View
+from esper.lockstep.rank.recorder import Recorder
+from esper.lockstep.record.entry import Entry, Flag, Kind, Site, Time, Times
+from esper.lockstep.record.ledger import IDENTITY, Ledger, ledger_path
+from esper.lockstep.record.reader import LedgerReader
+from esper.lockstep.report.message import diagnosis_of
 
 RECORDS = 1000
 CAPACITY = 1024

@@ -11,7 +11,7 @@ import pytest
 if TYPE_CHECKING:
     import torch
 
-    from esper.lockstep.fingerprints import Leaf
+    from esper.lockstep.rank.fingerprints import Leaf
 
 
 class DDP:
@@ -47,7 +47,7 @@ class DDP:
         """
         import torch.distributed as dist
 
-        from esper.lockstep.fingerprints import leaves
+        from esper.lockstep.rank.fingerprints import leaves
 
         mine = list(leaves(value, name))
         everyone: list[Any] = [None] * self.world_size

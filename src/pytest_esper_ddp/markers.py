@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from esper.lockstep.finding import PRECEDENCE
+from esper.lockstep.proof.finding import PRECEDENCE
 from pytest_esper_ddp.errors import MarkerError
 from pytest_esper_ddp.faults.arguments import check_arguments, check_seconds
 from pytest_esper_ddp.faults.catalogue import CATALOGUE, OPS, FaultSpec

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from esper.lockstep.diagnosis import Diagnosis, ranks_text
-from esper.lockstep.finding import SUSPECTED
+from esper.lockstep.proof.finding import SUSPECTED, ranks_text
+from esper.lockstep.report.diagnosis import Diagnosis
 from pytest_esper_ddp.markers import BY_PROGRAM
 from pytest_esper_ddp.scenario import Expectation, Scenario
 from pytest_esper_ddp.wire.messages import Failure

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from esper.lockstep import compiled
+from esper.lockstep.rank import compiled
 
 pytestmark = pytest.mark.nightly
 HERE = Path(__file__).parent

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from esper.lockstep.diagnosis import Diagnosis, GuiltyAt, Waiting
+from esper.lockstep.report.diagnosis import Diagnosis, GuiltyAt, Waiting
 from pytest_esper_ddp.options import Settings
 from pytest_esper_ddp.scenario import Scenario
 from pytest_esper_ddp.wire.messages import Failure

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from esper.lockstep import tags
-from esper.lockstep.interposer import Call
-from esper.lockstep.schemas import OpSchema
+from esper.lockstep.rank.interposer import Call
+from esper.lockstep.rank.schemas import OpSchema
 from pytest_esper_ddp.faults import changes, process
 from pytest_esper_ddp.faults.addressed import Address
 from pytest_esper_ddp.rank.inject import Injector

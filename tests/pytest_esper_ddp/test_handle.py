@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from esper.lockstep.fingerprints import leaves
+from esper.lockstep.rank.fingerprints import leaves
 from pytest_esper_ddp.handle import DDP, first_difference
 
 

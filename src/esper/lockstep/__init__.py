@@ -3,8 +3,8 @@
 Importing this package is cheap and does not import torch: `tag` costs nanoseconds until a rank records.
 """
 
-from esper.lockstep.diagnosis import Diagnosis, Report
 from esper.lockstep.errors import DivergenceError, FieldDifference, LedgerError
+from esper.lockstep.report.diagnosis import Diagnosis, Report
 from esper.lockstep.tags import tag
 from esper.lockstep.waiting import awaiting
 from esper.lockstep.watching import watch

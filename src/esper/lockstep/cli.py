@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _build()
     _hold_standard_streams()
 
-    from esper.lockstep.launch import run
+    from esper.lockstep.run.launch import run
 
     # A signal that ends this process ends the ranks and removes the ledgers first.
     for number in _ENDING:
@@ -87,8 +87,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _build() -> NoReturn:
-    from esper.lockstep.compiled import build
     from esper.lockstep.errors import KernelNotBuilt
+    from esper.lockstep.rank.compiled import build
 
     try:
         sys.stdout.write(f"{build()}\n")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from esper.lockstep.diagnosis import ranks_text
+from esper.lockstep.proof.finding import ranks_text
 from pytest_esper_ddp.controller.world import Run
 from pytest_esper_ddp.verdict import Verdict
 from pytest_esper_ddp.wire.messages import Failure

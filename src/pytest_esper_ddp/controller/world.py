@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from esper.lockstep.diagnosis import Diagnosis, short_site
-from esper.lockstep.evidence import current_line, stack_path
-from esper.lockstep.finding import SUSPECTED, Patience
 from esper.lockstep.frames import INTERNAL
-from esper.lockstep.reader import LedgerReader
-from esper.lockstep.supervisor import Supervisor
+from esper.lockstep.proof.finding import SUSPECTED, Patience
+from esper.lockstep.rank.stacks import stack_path
+from esper.lockstep.record.reader import LedgerReader
+from esper.lockstep.report.diagnosis import Diagnosis, short_site
+from esper.lockstep.run.evidence import current_line
+from esper.lockstep.run.supervisor import Supervisor
 from pytest_esper_ddp.controller.devices import backend_for, gpu_count
 from pytest_esper_ddp.controller.zygote import ZygoteClient
 from pytest_esper_ddp.errors import HarnessError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from esper.lockstep.interposer import Call, Proceed
+from esper.lockstep.rank.interposer import Call, Proceed
 from pytest_esper_ddp.faults.catalogue import CATALOGUE
 from pytest_esper_ddp.scenario import Fault
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from esper.lockstep.schemas import NAMES
+from esper.lockstep.rank.schemas import NAMES
 
 OPS = tuple(sorted(set(NAMES.values())))
 

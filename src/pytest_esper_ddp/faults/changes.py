@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from esper.lockstep.interposer import Call
+from esper.lockstep.rank.interposer import Call
 
 
 def _shape(call: Call) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from esper.lockstep import tags
-from esper.lockstep.interposer import Call, Proceed
+from esper.lockstep.rank.interposer import Call, Proceed
 from pytest_esper_ddp.faults.addressed import Act, Address, AtCollectives, Fire, Once
 from pytest_esper_ddp.faults.changes import CHANGES, first_tensor, flip
 from pytest_esper_ddp.scenario import Fault

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from esper.lockstep.interposer import Call, Proceed
+from esper.lockstep.rank.interposer import Call, Proceed
 from pytest_esper_ddp.faults.addressed import AtCollectives, Fire, Once
 from pytest_esper_ddp.scenario import Fault
 

@@ -10,10 +10,10 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from esper.lockstep.entry import Kind
-from esper.lockstep.intercept import Interception
-from esper.lockstep.interposer import Call, Proceed
-from esper.lockstep.recorder import Recorder
+from esper.lockstep.rank.intercept import Interception
+from esper.lockstep.rank.interposer import Call, Proceed
+from esper.lockstep.rank.recorder import Recorder
+from esper.lockstep.record.entry import Kind
 from pytest_esper_ddp.faults import call as call_family
 from pytest_esper_ddp.faults import collective, patching, process
 from pytest_esper_ddp.faults.addressed import AtCollectives

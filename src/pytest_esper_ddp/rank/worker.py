@@ -18,11 +18,11 @@ import torch.distributed as dist
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from esper.lockstep.errors import DivergenceError
-from esper.lockstep.evidence import answer_stack_requests
 from esper.lockstep.frames import INTERNAL
-from esper.lockstep.intercept import Interception
-from esper.lockstep.ledger import Ledger
-from esper.lockstep.recorder import Recorder, is_victim
+from esper.lockstep.rank.intercept import Interception
+from esper.lockstep.rank.recorder import Recorder, is_victim
+from esper.lockstep.rank.stacks import answer_stack_requests
+from esper.lockstep.record.ledger import Ledger
 from pytest_esper_ddp import handle
 from pytest_esper_ddp.rank.inject import Injector, refusal
 from pytest_esper_ddp.rank.state import Snapshot

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from esper.lockstep.errors import StartError
-from esper.lockstep.lineage import die_with_parent
+from esper.lockstep.rank.lineage import die_with_parent
 from pytest_esper_ddp.markers import is_ddp
 from pytest_esper_ddp.wire.channel import Closed, receive, send
 from pytest_esper_ddp.wire.messages import Broken, Collect, Collected, Exited, Forked, ForkWorld, Preload
@@ -173,7 +173,7 @@ def main() -> None:
 
         torch.set_num_threads(1)
         import pytest_esper_ddp.rank.worker  # noqa: F401
-        from esper.lockstep import compiled
+        from esper.lockstep.rank import compiled
 
         with suppress(StartError):  # the ranks say it
             compiled.load()

@@ -18,7 +18,7 @@ from typing import Any
 
 import jsonschema
 
-SCHEMA = json.loads(files("esper.lockstep").joinpath("report.schema.json").read_text())
+SCHEMA = json.loads(files("esper.lockstep.report").joinpath("report.schema.json").read_text())
 _MARK = "ESPER_LOCKSTEP_TEST"
 
 _HEAD = """\

@@ -21,11 +21,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-import esper.lockstep.rank as entry_point
-from esper.lockstep import launch
-from esper.lockstep.finding import Patience
+import esper.lockstep.rank.__main__ as entry_point
 from esper.lockstep.frames import INTERNAL
-from esper.lockstep.supervisor import Supervisor
+from esper.lockstep.proof.finding import Patience
+from esper.lockstep.run import launch
+from esper.lockstep.run.supervisor import Supervisor
 
 PATIENCE, STOPPED, LONGEST = 3.0, 0.5, 40.0
 _POLL = 0.004

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from esper.lockstep.entry import Entry, Flag, Kind
+from esper.lockstep.record.entry import Entry, Flag, Kind
 from tests.esper.lockstep.machine import ANY, At, Issue, Run, State, Step, start, steps
 from tests.esper.lockstep.story import ASYNC, NATIVE, Story
 

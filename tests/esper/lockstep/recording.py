@@ -11,11 +11,11 @@ from typing import Any
 
 import torch.distributed as dist
 
-from esper.lockstep.entry import Entry, Kind, Times
-from esper.lockstep.intercept import Interception
-from esper.lockstep.ledger import Ledger
-from esper.lockstep.reader import LedgerReader
-from esper.lockstep.recorder import Recorder
+from esper.lockstep.rank.intercept import Interception
+from esper.lockstep.rank.recorder import Recorder
+from esper.lockstep.record.entry import Entry, Kind, Times
+from esper.lockstep.record.ledger import Ledger
+from esper.lockstep.record.reader import LedgerReader
 from tests.esper.ranks import run_ranks
 
 

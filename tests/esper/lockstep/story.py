@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from esper.lockstep.entry import Entry, Flag, Kind, Site, Times
-from esper.lockstep.finding import Finding, Patience
-from esper.lockstep.proof import prove
-from esper.lockstep.view import Ended, View
+from esper.lockstep.proof.finding import Finding, Patience
+from esper.lockstep.proof.prove import prove
+from esper.lockstep.proof.view import Ended, View
+from esper.lockstep.record.entry import Entry, Flag, Kind, Site, Times
 
 ENDLESS = Patience(running=1e9, stopped=1e9)
 TWO_SECONDS = Patience(running=2.0, stopped=0.5)

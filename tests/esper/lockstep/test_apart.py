@@ -6,8 +6,8 @@ import os
 import re
 from pathlib import Path
 
-from esper.lockstep.apart import ApartWatch, not_compared
-from esper.lockstep.entry import Kind
+from esper.lockstep.record.entry import Kind
+from esper.lockstep.run.apart import ApartWatch, not_compared
 from tests.esper.lockstep.launching import Outcome, launch
 from tests.esper.lockstep.story import ASYNC, NATIVE, TWO_SECONDS, Story
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from esper.lockstep.auditbook import AuditBook
-from esper.lockstep.entry import Entry, Kind, Times
+from esper.lockstep.proof.auditbook import AuditBook
+from esper.lockstep.record.entry import Entry, Kind, Times
 
 
 def _audit(rank: int, digest: int, *, position: int = 3, group: str = "default", **detail: object) -> Entry:

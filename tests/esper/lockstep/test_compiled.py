@@ -13,10 +13,11 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from esper.lockstep import compiled, tag
-from esper.lockstep.entry import Entry, Times
+from esper.lockstep import tag
 from esper.lockstep.errors import KernelNotBuilt, StartError
-from esper.lockstep.recorder import Recorder, is_victim
+from esper.lockstep.rank import compiled
+from esper.lockstep.rank.recorder import Recorder, is_victim
+from esper.lockstep.record.entry import Entry, Times
 from tests.esper.lockstep.launching import command
 from tests.esper.lockstep.recording import on_ranks, recorded
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from esper.lockstep.entry import Flag, Kind
+from esper.lockstep.record.entry import Flag, Kind
 from tests.esper.lockstep.story import ASYNC, NATIVE, TWO_SECONDS, Story
 
 # wait_cycle

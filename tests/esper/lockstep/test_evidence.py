@@ -8,16 +8,17 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from esper.lockstep.evidence import current_line, last_words, stack_path
 from esper.lockstep.frames import INTERNAL
-from esper.lockstep.process import state
+from esper.lockstep.rank.stacks import stack_path
+from esper.lockstep.run.evidence import current_line, last_words
+from esper.lockstep.run.process import state
 
 ROUNDS = 60
 STOPS = f"""\
 import os, signal, sys
 from pathlib import Path
 import torch, torch.distributed as dist
-from esper.lockstep.evidence import answer_stack_requests
+from esper.lockstep.rank.stacks import answer_stack_requests
 folder = Path(sys.argv[1])
 answer_stack_requests(folder, 0)
 dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 1), rank=0, world_size=1)
@@ -30,7 +31,7 @@ for _ in range({ROUNDS}):
 DIES = """\
 import ctypes, sys
 from pathlib import Path
-from esper.lockstep.evidence import answer_stack_requests
+from esper.lockstep.rank.stacks import answer_stack_requests
 answer_stack_requests(Path(sys.argv[1]), 0)
 def decode():
     ctypes.string_at(0)

@@ -14,7 +14,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from esper.lockstep.errors import InterceptionUnavailable
-from esper.lockstep.hooks import _NAMES, _OF_DDP, check_hooks
+from esper.lockstep.rank.hooks import _NAMES, _OF_DDP, check_hooks
 from tests.esper.lockstep.launching import command
 
 SRC = Path(__file__).resolve().parents[3] / "src"
@@ -126,7 +126,7 @@ _DISPENSABLE = {
 
 def test_no_private_name_of_torchs_is_used_unchecked() -> None:
     used: dict[str, str] = {}
-    for path in sorted((SRC / "esper" / "lockstep").glob("*.py")):
+    for path in sorted((SRC / "esper" / "lockstep").rglob("*.py")):
         if path.name == "hooks.py":
             continue
         for alias, rest in _PRIVATE.findall(path.read_text()):

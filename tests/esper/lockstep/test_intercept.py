@@ -18,9 +18,10 @@ from torch._C._distributed_c10d import FileStore
 from torch.distributed import distributed_c10d as c10d
 from torch.nn.parallel import DistributedDataParallel
 
-from esper.lockstep import awaiting, compiled, tag
-from esper.lockstep.entry import Entry, Flag, Kind
-from esper.lockstep.interposer import Call, Proceed
+from esper.lockstep import awaiting, tag
+from esper.lockstep.rank import compiled
+from esper.lockstep.rank.interposer import Call, Proceed
+from esper.lockstep.record.entry import Entry, Flag, Kind
 from tests.esper.lockstep.recording import on_ranks, recorded
 
 # What torch warns of in a forked rank is not what is tested.
@@ -573,7 +574,7 @@ def test_the_reducer_goes_on_without_a_call_that_is_left_out() -> None:
 
 
 def test_a_failed_call_marks_its_error_as_a_victims() -> None:
-    from esper.lockstep.recorder import is_victim
+    from esper.lockstep.rank.recorder import is_victim
 
     def body(rank: int) -> bool:
         with recorded() as recording:

@@ -18,10 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esper.lockstep.entry import Entry, Flag, Kind, Site, State, Time
 from esper.lockstep.errors import LedgerError
-from esper.lockstep.ledger import DEFAULT_CAPACITY, HEADER_SIZE, RECORD_SIZE, Ledger, ledger_path
-from esper.lockstep.reader import LedgerReader
+from esper.lockstep.record.entry import Entry, Flag, Kind, Site, State, Time
+from esper.lockstep.record.ledger import DEFAULT_CAPACITY, HEADER_SIZE, RECORD_SIZE, Ledger, ledger_path
+from esper.lockstep.record.reader import LedgerReader
 
 CAPACITY = 8
 
@@ -256,8 +256,8 @@ def test_a_full_disk_costs_the_strings_and_not_the_rank(tmp_path: Path) -> None:
         f"""
         import resource
         from pathlib import Path
-        from esper.lockstep.entry import Kind
-        from esper.lockstep.ledger import NO_ROOM, Ledger
+        from esper.lockstep.record.entry import Kind
+        from esper.lockstep.record.ledger import NO_ROOM, Ledger
         ledger = Ledger(Path({str(tmp_path)!r}), 0, 1, 8)
         default = ledger.string("default")
         short = ledger.string("known before")
@@ -287,7 +287,7 @@ def test_no_room_for_the_ledger_itself_is_said_at_once(tmp_path: Path) -> None:
         import resource
         from pathlib import Path
         from esper.lockstep import LedgerError
-        from esper.lockstep.ledger import Ledger
+        from esper.lockstep.record.ledger import Ledger
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
         try:
             Ledger(Path({str(tmp_path)!r}), 0, 1)
@@ -309,8 +309,8 @@ def test_it_can_be_read_after_sigkill(tmp_path: Path) -> None:
         f"""
         import os, signal
         from pathlib import Path
-        from esper.lockstep.entry import Kind, State
-        from esper.lockstep.ledger import Ledger
+        from esper.lockstep.record.entry import Kind, State
+        from esper.lockstep.record.ledger import Ledger
         ledger = Ledger(Path({str(tmp_path)!r}), 0, 1)
         ledger.set_state(State.RUNNING)
         ledger.append(Kind.COLLECTIVE, ledger.string("default"), 4, ledger.string("barrier"))

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
-from esper.lockstep.finding import SUSPECTED, Patience
+from esper.lockstep.proof.finding import SUSPECTED, Patience
 from tests.esper.lockstep.machine import (
     ANY,
     Instruction,

@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import pytest
 
-from esper.lockstep.entry import Flag, Kind
-from esper.lockstep.finding import PRECEDENCE, Finding
+from esper.lockstep.proof.finding import PRECEDENCE, Finding
+from esper.lockstep.record.entry import Flag, Kind
 from tests.esper.lockstep.story import ASYNC, TWO_SECONDS, Story, in_step
 
 

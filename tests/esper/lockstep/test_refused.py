@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from esper.lockstep.entry import Flag
-from esper.lockstep.finding import Patience
+from esper.lockstep.proof.finding import Patience
+from esper.lockstep.record.entry import Flag
 from tests.esper.lockstep.story import Story
 
 OFFERED = Flag.WAITED | Flag.OFFERED

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from esper.lockstep.entry import Flag, Kind
-from esper.lockstep.finding import Patience
-from esper.lockstep.ledger import Ledger
-from esper.lockstep.process import ending, state
-from esper.lockstep.reader import LedgerReader
-from esper.lockstep.recorder import GroupRecord, Recorder
-from esper.lockstep.supervisor import Supervisor
+from esper.lockstep.proof.finding import Patience
+from esper.lockstep.rank.recorder import GroupRecord, Recorder
+from esper.lockstep.record.entry import Flag, Kind
+from esper.lockstep.record.ledger import Ledger
+from esper.lockstep.record.reader import LedgerReader
+from esper.lockstep.run.process import ending, state
+from esper.lockstep.run.supervisor import Supervisor
 
 RANKS = 3
 ENDLESS = Patience(1e9, 1e9)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from esper.lockstep.entry import Flag
+from esper.lockstep.record.entry import Flag
 from tests.esper.lockstep.story import ASYNC, TWO_SECONDS, Story, in_step
 
 

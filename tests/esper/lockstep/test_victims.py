@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from esper.lockstep.entry import Kind
+from esper.lockstep.record.entry import Kind
 from tests.esper.lockstep.story import ASYNC, NATIVE, Story
 
 # Victims

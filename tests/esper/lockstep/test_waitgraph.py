@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esper.lockstep.waitgraph import Need, held, on_circles
+from esper.lockstep.proof.waitgraph import Need, held, on_circles
 from tests.esper.lockstep.story import Story
 
 GRAPHS = st.integers(1, 7).flatmap(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from esper.lockstep.launch import listening_socket, serve_store
+from esper.lockstep.run.launch import listening_socket, serve_store
 
 ZOO = Path(__file__).parent / "zoo"
 _HEADER = re.compile(r"^# ranks: (\d+), patience: ([\d.]+)(, quick)?(?:, needs: (\w+))?$", re.MULTILINE)

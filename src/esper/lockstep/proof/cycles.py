@@ -1,0 +1,147 @@
+"""Ranks that wait for each other: proved only where no thread of theirs can go on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+from esper.lockstep.proof.finding import Finding, Patience, in_collective, joined
+from esper.lockstep.proof.gone import terminal
+from esper.lockstep.proof.mailbox import Wait
+from esper.lockstep.proof.needs import certain
+from esper.lockstep.proof.view import View
+from esper.lockstep.proof.waitgraph import Need, held, on_circles
+from esper.lockstep.record.entry import Entry
+
+ANY = -1  # peer of a receive from any source
+
+
+def needs_of(view: View, waits: Sequence[Wait]) -> list[Need]:
+    """What each thread of one rank waits in; empty unless every Python thread is in a wait: one that only
+    might issue something is no proof.
+    """
+    blocked = [wait for wait in waits if wait.entry.blocks()]
+    threads = {wait.entry.thread for wait in blocked}
+    if not threads or view.live.threads(waits[0].entry.rank) > len(threads):
+        return []
+    # An op from C++ counts from its issue, though its thread may have gone on to a wait that is seen.
+    seen = {wait.entry.thread for wait in blocked if not wait.entry.native}
+    return [
+        Need(wait.entry, _shared(certain(wait, _members(view, wait.entry))), wait.any_of)
+        for wait in blocked
+        if not wait.entry.native or wait.entry.thread not in seen
+    ]
+
+
+@functools.lru_cache(maxsize=64)
+def _shared(ranks: tuple[int, ...]) -> frozenset[int]:
+    """One set for all who wait in one collective: made for each of 1,000 ranks they are most of a proof."""
+    return frozenset(ranks)
+
+
+def asleep(view: View, needs: list[Need]) -> bool:
+    """Whether those waits that can't be seen to begin have begun."""
+    return all(not one.entry.native or view.live.asleep(one.entry) for one in needs)
+
+
+def cycles(view: View, waits: dict[int, list[Wait]], now: float, patience: Patience) -> list[Finding]:
+    """Ranks that wait for each other in different groups."""
+    needs: dict[int, list[Need]] = {}
+    for rank, ones in waits.items():
+        if not view.ranks[rank].left and (need := needs_of(view, ones)):
+            needs[rank] = need
+    left = {seen.rank for seen in view.ranks if seen.left}
+    needs = held(needs, left, lambda ones: asleep(view, ones))
+    edges = {
+        rank: ones[0].peers if len(ones) == 1 else frozenset().union(*(one.peers for one in ones))
+        for rank, ones in needs.items()
+    }
+    circle = on_circles(edges)
+    if not circle:
+        return []
+    if ended := _ended_senders(view, waits, [one for rank in circle for one in needs[rank]]):
+        return ended
+    current = {
+        rank: max((one.entry for one in needs[rank]), key=lambda entry: entry.issued) for rank in circle
+    }
+    kind, misled = "wait_cycle", _misled(view, current)
+    places: dict[tuple[str, int, int], list[int]] = {}
+    for rank in circle:
+        entry = current[rank]
+        own = rank if entry.group.startswith("p2p:") else -1  # nobody else is in one's send or receive
+        places.setdefault((entry.group, entry.sequence, own), []).append(rank)
+    sides = sorted(places.values(), key=len, reverse=True)
+    good = sides[0] if len(sides) > 1 and len(sides[0]) > len(sides[1]) else []
+    # Whom most of them wait for: a member that itself only waits for one of those is a victim, too.
+    wanted = {peer for peers in {one.peers for rank in good for one in needs[rank]} for peer in peers}
+    wanted -= set(good)
+    bad = [rank for rank in circle if rank in wanted] if good else circle
+    if misled:
+        kind, bad = "peer", misled
+        # Who wants the misled ones comes first: that pair is the contradiction.
+        good = sorted(current.keys() - set(misled), key=lambda rank: not _wants(view, current[rank], misled))
+    since = max(current[rank].issued for rank in circle)
+    clear = (kind == "peer" and len(bad) < len(circle)) or len(good) * 2 > len(view.ranks)
+    asked = set().union(*(view.matching.members(name) for name in {_group(one) for one in current.values()}))
+    on_their_way = [
+        seen.rank for seen in view.ranks if seen.rank in asked and seen.rank not in needs and not seen.left
+    ]
+    if not clear and on_their_way and now - since < patience.running:
+        return []  # doomed already, but who is guilty is for those to tell who are still to come
+    waiting = tuple(current[rank] for rank in (good or bad))
+    return [
+        Finding(
+            kind,
+            since,
+            waiting[0].group,
+            waiting[0].sequence,
+            waiting,
+            {rank: in_collective(current[rank]) for rank in bad},
+        )
+    ]
+
+
+def _ended_senders(view: View, waits: dict[int, list[Wait]], needs: list[Need]) -> list[Finding]:
+    """The ranks that left without what a receive from any source on the circle would have taken: the others
+    of whom one would do are held up themselves.
+    """
+    found = []
+    for one in needs:
+        for peer in sorted(one.peers) if one.any_of else ():
+            end = terminal(view, waits, peer, _group(one.entry), excuse=False)
+            if end is not None:
+                kind, at, where = end
+                since, entry = max(at, *(need.entry.issued for need in needs)), one.entry
+                found.append(Finding(kind, since, entry.group, entry.sequence, (entry,), {peer: where}))
+    return joined(found)
+
+
+def _misled(view: View, current: dict[int, Entry]) -> list[int]:
+    """Ranks in a send or receive that name one peer while another names them; all in it where nobody does."""
+    named = {rank: _peer(view, entry) for rank, entry in current.items() if entry.group.startswith("p2p:")}
+    wanted = set(named.values())
+    misled = [
+        rank
+        for rank, peer in named.items()
+        # Who takes any source names nobody, and is whose peer anybody may be.
+        if rank in wanted and peer != ANY and named.get(peer) not in (rank, ANY)
+    ]
+    # A ring of sends and receives has no culprit; with a collective in it, the majority decides as elsewhere.
+    return sorted(misled or (named if len(named) == len(current) else []))
+
+
+def _wants(view: View, entry: Entry, ranks: list[int]) -> bool:
+    return entry.group.startswith("p2p:") and _peer(view, entry) in ranks
+
+
+def _peer(view: View, entry: Entry) -> int:
+    """The global rank of a send's or receive's peer, or ANY."""
+    return ANY if entry.peer < 0 else _members(view, entry)[entry.peer]
+
+
+def _members(view: View, entry: Entry) -> tuple[int, ...]:
+    return view.matching.members(_group(entry))
+
+
+def _group(entry: Entry) -> str:
+    return entry.group.removeprefix("p2p:")

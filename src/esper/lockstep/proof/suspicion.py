@@ -1,0 +1,143 @@
+"""What can't be proved and is judged by patience: a late rank, and a standstill that no rule explains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from esper.lockstep.proof.finding import Finding, Patience, Where, in_collective, joined
+from esper.lockstep.proof.mailbox import Wait
+from esper.lockstep.proof.victims import failed, not_connected, victims
+from esper.lockstep.proof.view import View
+from esper.lockstep.proof.waitgraph import on_circles
+from esper.lockstep.record.entry import Entry
+
+
+@dataclass(frozen=True)
+class Late:
+    """A rank that others wait for, and that waits for nobody itself; who waits in what, since when."""
+
+    rank: int
+    since: float
+    entries: tuple[tuple[float, Entry], ...]
+
+
+def late(view: View, waits: dict[int, list[Wait]], now: float) -> list[Late]:
+    """The ranks that others wait for at this moment."""
+    awaited: dict[int, list[tuple[float, Entry]]] = {}
+    for begun, wait in _waiting(view, waits, now):
+        for rank in wait.lacks:
+            if rank not in waits and view.ranks[rank].ended is None:
+                awaited.setdefault(rank, []).append((begun, wait.entry))
+    # Late is only who could have come: not while it waited for others itself.
+    return [
+        Late(rank, max(min(begun for begun, _ in entries), _active(view, rank)), tuple(entries))
+        for rank, entries in awaited.items()
+    ]
+
+
+def _waiting(view: View, waits: dict[int, list[Wait]], now: float) -> list[tuple[float, Wait]]:
+    """Every wait that lasts, and since when: the dead wait for nobody, though their records say so."""
+    return [
+        (begun, wait)
+        for rank, ones in waits.items()
+        for wait in (() if view.ranks[rank].left else ones)
+        if (begun := wait.entry.waiting_since(now)) is not None
+    ]
+
+
+def suspects(view: View, waits: dict[int, list[Wait]], now: float, patience: Patience) -> list[Finding]:
+    """Ranks that others have waited for longer than the patience, and that wait for nobody themselves."""
+    findings = []
+    for one in late(view, waits, now):
+        rank, since, entries = one.rank, one.since, one.entries
+        letter, stopped = view.live.state(rank), view.live.stopped_since(rank)
+        if stopped is None and view.unconnected(rank):
+            continue  # what keeps it there is torch's: a peer's address that is no longer true, say
+        # It can't come while others have the processors: that time is not its own.
+        starved = view.live.starved(rank, since)
+        allowed = patience.running + starved
+        if stopped is not None and max(since, stopped) + patience.stopped < since + allowed:
+            allowed = max(since, stopped) + patience.stopped - since
+        if now - since > allowed:
+            first = min(entries, key=lambda one: one[0])[1]
+            place = (first.group, first.sequence)
+            waiting = tuple(entry for _, entry in entries if (entry.group, entry.sequence) == place)
+            kind = "frozen" if letter in "TtS" else "stalled"
+            guilty = {rank: failed(view, rank)}
+            findings.append(Finding(kind, since + allowed, *place, waiting, guilty, starved=starved))
+    return joined(findings)
+
+
+def _active(view: View, rank: int) -> float:
+    """When the rank last issued a collective or came back from its last one."""
+    last = view.ranks[rank].last
+    if last is None:
+        return 0.0
+    fresh = view.refresh(last) or last
+    return max(fresh.issued, fresh.times.wait_ended)
+
+
+def unexplained(
+    view: View, waits: dict[int, list[Wait]], now: float, patience: Patience, final: bool
+) -> list[Finding]:
+    """What nobody is late for and no rule has proved, though it lasts."""
+    return (
+        victims(view, waits, now, patience, final)
+        or _stopped_inside(view, now, patience)
+        or _standstill(view, waits, now, patience)
+    )
+
+
+def _stopped_inside(view: View, now: float, patience: Patience) -> list[Finding]:
+    """Ranks that were stopped in a collective which all have entered, and which nobody leaves therefore."""
+    findings = []
+    for slot in view.matching.settled():
+        entered = max(entry.issued for entry in slot.entries.values())
+        if now - entered <= patience.stopped:
+            continue
+        fresh = [view.refresh(entry) for entry in slot.entries.values()]
+        inside = {entry.rank: entry for entry in fresh if entry is not None and _still_inside(view, entry)}
+        # Stopped with its part under way, though it may not wait for it yet.
+        under_way = [entry.rank for entry in fresh if entry is not None and not entry.times.wait_ended]
+        stopped = {rank: view.live.stopped_since(rank) for rank in under_way}
+        guilty = {rank: at for rank, at in stopped.items() if at is not None}
+        waiting = tuple(entry for rank, entry in sorted(inside.items()) if rank not in guilty)
+        if waiting and guilty and now - (since := max(entered, *guilty.values())) > patience.stopped:
+            since += patience.stopped
+            at: dict[int, Where | None] = dict.fromkeys(guilty)
+            findings.append(Finding("frozen", since, slot.group, slot.sequence, waiting, at))
+    return findings
+
+
+def _still_inside(view: View, entry: Entry) -> bool:
+    # The end of a wait in C++ is not recorded, but nothing follows it while it lasts.
+    return entry.blocks() and (
+        not entry.native or view.ranks[entry.rank].last_of_thread[entry.thread].number == entry.number
+    )
+
+
+def _standstill(view: View, waits: dict[int, list[Wait]], now: float, patience: Patience) -> list[Finding]:
+    """Ranks that all wait for each other, as it seems: a thread, a time-out or the backend's buffers leave a
+    doubt.
+    """
+    stuck = _waiting(view, waits, now)
+    ranks = {wait.entry.rank for _, wait in stuck} | {rank for _, wait in stuck for rank in wait.lacks}
+    if not stuck or late(view, waits, now):
+        return []  # somebody is only late
+    since = max([begun for begun, _ in stuck] + [_active(view, rank) for rank in ranks])
+    if now - since <= patience.running:
+        return []
+    first = min(stuck, key=lambda one: one[0])[1]
+    place = (first.entry.group, first.entry.sequence)
+    waiting = tuple(wait.entry for _, wait in stuck if (wait.entry.group, wait.entry.sequence) == place)
+    guilty: dict[int, Where | None] = {}
+    edges: dict[int, set[int]] = {}
+    for _, wait in stuck:
+        edges.setdefault(wait.entry.rank, set()).update(wait.lacks)
+    alive = [rank for rank in first.lacks if view.ranks[rank].ended is None]
+    for rank in on_circles(edges) or alive or first.lacks:
+        own = [wait.entry for _, wait in stuck if wait.entry.rank == rank]
+        guilty[rank] = in_collective(max(own, key=lambda entry: entry.issued)) if own else None
+    if all(not_connected(view, rank, place[0]) for rank in guilty):
+        return []
+    return [Finding("stalled", since + patience.running, *place, waiting, guilty)]

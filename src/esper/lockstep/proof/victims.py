@@ -1,0 +1,155 @@
+"""Ranks that a peer's end has brought down, and which peer that was.
+
+Judged a little after they ended, since a death is noticed late.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from esper.lockstep.proof.finding import Finding, Patience, Where, joined
+from esper.lockstep.proof.gone import NOTICED_WITHIN, SIGABRT, brought_down, gone, terminal
+from esper.lockstep.proof.mailbox import Wait
+from esper.lockstep.proof.view import RankView, View
+from esper.lockstep.record.entry import Entry, Flag
+
+
+def victims(
+    view: View, waits: dict[int, list[Wait]], now: float, patience: Patience, final: bool
+) -> list[Finding]:
+    """What brought down those who ended with an error of a collective."""
+    return (
+        _excused(view, waits, now, patience, final)
+        or _broken_off(view, waits, now, final)
+        or _given_up(view, waits, now)
+    )
+
+
+def failed(view: View, rank: int) -> Where | None:
+    """The exception that ended this rank's program, though a thread keeps its process."""
+    raised = view.ranks[rank].raised
+    if raised is None:
+        return None
+    text = f"{raised.detail.get('type', 'an exception')}: {raised.detail.get('text', '')}"
+    return Where("raised", site=raised.site, detail=f"{text}; a thread keeps the process")
+
+
+def _excused(
+    view: View, waits: dict[int, list[Wait]], now: float, patience: Patience, final: bool
+) -> list[Finding]:
+    """Ranks that seemed brought down by a peer. The peer is the guilty one if it is known; if there is none,
+    the excuse does not hold.
+    """
+    found = []
+    for finding in gone(view, waits, set(), now, excuse=False):
+        if all(not_connected(view, rank, finding.group) for rank in finding.guilty):
+            continue  # the run has the failure of that rank
+        cause = _cause(view, waits, finding.since + NOTICED_WITHIN)
+        if cause is not None:
+            rank, (kind, at, where) = cause
+            found.append(replace(finding, kind=kind, since=max(at, finding.since), guilty={rank: where}))
+        elif final or now - finding.since > patience.running or not _preceded(view, finding, now):
+            found.append(finding)
+    return found
+
+
+def not_connected(view: View, rank: int, group: str) -> bool:
+    """Whether the rank ended since torch could not connect it, though others were let into the job: at an
+    address of a peer that is no longer true, say.
+    """
+    last, raised = view.ranks[rank].last, view.ranks[rank].raised
+    if last is None or raised is None or last.op != "init_process_group" or last.group == group:
+        return False
+    fresh = view.refresh(last)
+    return bool(raised.detail.get("victim") and fresh is not None and fresh.times.flags & Flag.FAILED)
+
+
+def _preceded(view: View, finding: Finding, now: float) -> bool:
+    """Whether somebody else's end may have come before this one; a death is noticed a little late."""
+    if now - finding.since <= NOTICED_WITHIN:
+        return True
+    for seen in view.ranks:
+        if seen.rank in finding.guilty:
+            continue
+        events = [event.issued for event in (seen.raised, seen.exit, seen.over) if event is not None]
+        events += [event.issued for event in seen.destroyed.values()]
+        if any(at <= finding.since for at in events):
+            return True
+        if seen.ended is not None and not events and seen.ended.at <= finding.since + NOTICED_WITHIN:
+            return True
+    return False
+
+
+def _cause(
+    view: View, waits: dict[int, list[Wait]], until: float
+) -> tuple[int, tuple[str, float, Where]] | None:
+    """The first rank whose process failed by itself, and how."""
+    ends = [
+        (seen.rank, end)
+        for seen in view.ranks
+        if _fails(view, seen)
+        if (end := terminal(view, waits, seen.rank, "", excuse=True)) is not None and end[1] <= until
+    ]
+    return min(ends, key=lambda one: one[1][1], default=None)
+
+
+def _fails(view: View, seen: RankView) -> bool:
+    """Whether this rank's end may be what broke a peer's call: it failed, or left its own under way."""
+    if seen.ended is None or seen.ended.code == SIGABRT:
+        return False
+    return seen.ended.code != 0 or any(
+        not entry.native and not entry.times.wait_ended for entry in _last(view, seen)
+    )
+
+
+def _last(view: View, seen: RankView) -> list[Entry]:
+    """The last call of each of its threads, as it is now."""
+    fresh = (view.refresh(entry) for entry in seen.last_of_thread.values())
+    return [entry for entry in fresh if entry is not None]
+
+
+def _broken_off(view: View, waits: dict[int, list[Wait]], now: float, final: bool) -> list[Finding]:
+    """Calls that broke since a member ended in their midst, though all had entered them, or before they were
+    made.
+    """
+    found = []
+    for seen in view.ranks:
+        end = seen.raised or seen.exit
+        if end is None or not seen.left or not brought_down(view, waits, end):
+            continue
+        if not final and now - end.issued <= NOTICED_WITHIN:
+            continue
+        for entry in _last(view, seen):
+            group = entry.group.removeprefix("p2p:")
+            if not (entry.times.flags & Flag.FAILED or entry.native):
+                continue
+            members = view.matching.members(group)
+            for rank in members[entry.peer : entry.peer + 1] if entry.peer >= 0 else members:
+                ended = terminal(view, waits, rank, group, excuse=True) if rank != seen.rank else None
+                if ended is not None and ended[1] <= end.issued + NOTICED_WITHIN:
+                    kind, at, where = ended
+                    since = max(at, entry.issued)
+                    found.append(Finding(kind, since, entry.group, entry.sequence, (entry,), {rank: where}))
+    return joined(found)
+
+
+def _given_up(view: View, waits: dict[int, list[Wait]], now: float) -> list[Finding]:
+    """Ranks that never came before those who waited for them gave up and left: a time-out of the program's
+    own is shorter than the patience.
+    """
+    findings = []
+    for rank, ones in waits.items():
+        raised = view.ranks[rank].raised
+        if raised is None or not view.ranks[rank].left or now - raised.issued <= NOTICED_WITHIN:
+            continue
+        if not brought_down(view, waits, raised):
+            continue  # an error of its own
+        for wait in ones:
+            for absent in wait.lacks:
+                if absent in waits or view.ranks[absent].left or not wait.sure or view.unconnected(absent):
+                    continue
+                kind = "frozen" if view.live.state(absent) in "TtS" else "stalled"
+                place = (wait.entry.group, wait.entry.sequence)
+                since = raised.issued + NOTICED_WITHIN
+                findings.append(Finding(kind, since, *place, (wait.entry,), {absent: failed(view, absent)}))
+    return joined(findings)

@@ -1,0 +1,1 @@
+"""In the rank: sees its collectives, models and ends, and records them."""

@@ -1,0 +1,202 @@
+"""The reading end of a ledger, from outside the rank or after its death."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from esper.lockstep.errors import LedgerError
+from esper.lockstep.record.entry import Entry, Kind, Site, State, Times
+from esper.lockstep.record.ledger import (
+    BEGUN_AT,
+    COUNT,
+    COUNT_AT,
+    HEADER_SIZE,
+    IDENTITY,
+    MAGIC,
+    RECORD,
+    RECORD_SIZE,
+    STATE_AT,
+    THREADS_AT,
+    TIMES,
+    TIMES_AT,
+    U32,
+    ledger_path,
+)
+
+
+class LedgerReader:
+    """Follows one rank's ledger; every call returns what is there and never waits."""
+
+    def __init__(self, run_dir: Path, rank: int) -> None:
+        self.path, self.rank = ledger_path(run_dir, rank), rank
+        self.lost = 0  # records that the ring overwrote before they were read
+        self.pid = 0
+        self.world_size = 0
+        self._capacity = 0
+        self._map: mmap.mmap | None = None
+        self._table: int | None = None
+        self._read = 0
+        self._hole = range(0)  # the records that were overwritten last
+        self._strings: dict[int, Any] = {0: None}
+        self._partial = b""
+
+    def open(self) -> bool:
+        """Whether the ledger is there; False until the rank has made it. Raises LedgerError for another
+        format.
+        """
+        if self._map is not None:
+            return True
+        try:
+            with open(self.path, "rb") as file:
+                view = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        except (OSError, ValueError):  # not there yet, or still empty (an empty file can't be mapped)
+            return False
+        try:
+            if len(view) < HEADER_SIZE or view[0:8] == b"\0" * 8:
+                return False
+            magic, capacity, world_size, rank, pid = IDENTITY.unpack_from(view, 0)
+            if magic != MAGIC or rank != self.rank:
+                reason = f"magic {magic!r}, rank {rank}: not a ledger of rank {self.rank}"
+                raise LedgerError(str(self.path), reason)
+            if len(view) < HEADER_SIZE + RECORD_SIZE * capacity:
+                reason = f"cut off at byte {len(view)}; {capacity} records need more"
+                raise LedgerError(str(self.path), reason)
+            with suppress(FileNotFoundError):  # a ledger without its table: nothing in it is legible
+                self._table = os.open(self.path.with_suffix(".strings"), os.O_RDONLY)
+            self._map, self._capacity, self.world_size, self.pid = view, capacity, world_size, pid
+        finally:
+            if self._map is None:
+                view.close()
+        return True
+
+    def new(self) -> Iterator[Entry]:
+        """The records written since the last call, oldest first."""
+        if not self.open():
+            return
+        assert self._map is not None
+        count = COUNT.unpack_from(self._map, COUNT_AT)[0]
+        if count == self._read:
+            return
+        self._read_strings()
+        while self._read < count:
+            number = self._read
+            fields = RECORD.unpack_from(self._map, self._at(number))
+            # The writer goes on meanwhile: with `capacity` records more it may be writing over this one.
+            oldest = COUNT.unpack_from(self._map, COUNT_AT)[0] - self._capacity + 1
+            if number < oldest:
+                self._read = min(oldest, count)
+                self.lost += self._read - number
+                self._hole = range(number, self._read)
+                continue
+            self._read += 1
+            yield self._entry(number, fields)
+
+    @property
+    def position(self) -> int:
+        """The number of the next record to read."""
+        return self._read
+
+    def begun_unread(self) -> int | None:
+        """The number of the record with which the rank's program began, if that was overwritten unread."""
+        if self._map is None:
+            return None
+        number: int = COUNT.unpack_from(self._map, BEGUN_AT)[0] - 1
+        return number if number in self._hole else None
+
+    def skip(self) -> None:
+        """Pass over everything written so far."""
+        if self.open():
+            assert self._map is not None
+            self._read = COUNT.unpack_from(self._map, COUNT_AT)[0]
+
+    def times(self, number: int) -> Times | None:
+        """The times of record `number` as they are now; None when the ring has overwritten it."""
+        assert self._map is not None
+        times = Times(*TIMES.unpack_from(self._map, self._at(number) + TIMES_AT))
+        if COUNT.unpack_from(self._map, COUNT_AT)[0] - number >= self._capacity:
+            return None
+        return times
+
+    def state(self) -> State:
+        """Where the rank's program is."""
+        return State(U32.unpack_from(self._map, STATE_AT)[0]) if self.open() and self._map else State.STARTING
+
+    def threads(self) -> int:
+        """How many Python threads the rank had when it last began to wait."""
+        if not self.open() or self._map is None:
+            return 0
+        count: int = U32.unpack_from(self._map, THREADS_AT)[0]
+        return count
+
+    def close(self) -> None:
+        """Unmap the file."""
+        if self._map is not None:
+            self._map.close()
+            self._map = None
+        if self._table is not None:
+            os.close(self._table)
+            self._table = None
+
+    def _at(self, number: int) -> int:
+        return HEADER_SIZE + number % self._capacity * RECORD_SIZE
+
+    def _read_strings(self) -> None:
+        if self._table is None:
+            return
+        while chunk := os.read(self._table, 1 << 20):
+            self._partial += chunk
+        *lines, self._partial = self._partial.split(b"\n")
+        for line in lines:
+            number, _, text = line.partition(b" ")
+            with suppress(ValueError):  # cut off, for want of room
+                self._strings[int(number)] = json.loads(text)
+
+    def _string(self, index: int) -> Any:
+        # A string that the disk had no room for, or one of a table that was cut, reads as absent.
+        return self._strings.get(index)
+
+    def _entry(self, number: int, fields: tuple[Any, ...]) -> Entry:
+        (
+            kind,
+            group,
+            sequence,
+            op,
+            reduce_op,
+            dtype,
+            shape,
+            site,
+            tag,
+            detail,
+            root,
+            peer,
+            elements,
+            digest,
+        ) = fields[:14]
+        shape_value, site_value = self._string(shape), self._string(site)
+        detail_value = self._string(detail)
+        return Entry(
+            rank=self.rank,
+            number=number,
+            kind=Kind(kind),
+            group=self._string(group) or "",
+            sequence=sequence,
+            op=self._string(op) or "",
+            reduce_op=self._string(reduce_op),
+            dtype=None if (name := self._string(dtype)) is None else name.removeprefix("torch."),
+            shape=None if shape_value is None else tuple(shape_value),
+            site=None if site_value is None else Site(*site_value),
+            tag=self._string(tag),
+            detail=json.loads(detail_value) if detail_value else {},
+            root=root,
+            peer=peer,
+            elements=elements,
+            digest=digest,
+            times=Times(*fields[14:]),
+            legible=all(index in self._strings for index in (group, op, reduce_op, dtype)),
+        )

@@ -1,0 +1,1 @@
+"""Outside the ranks: starts them, watches them, and ends them."""

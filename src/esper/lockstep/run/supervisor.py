@@ -1,0 +1,270 @@
+"""Watches the ranks of one run from outside: reads their ledgers, proves, takes evidence. It ends nobody
+itself.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from esper.lockstep.proof.finding import Finding, Patience, Where
+from esper.lockstep.proof.prove import prove
+from esper.lockstep.proof.suspicion import late
+from esper.lockstep.proof.view import Ended, View
+from esper.lockstep.rank.stacks import stack_path
+from esper.lockstep.record.audits import read_audit
+from esper.lockstep.record.entry import Entry, Kind, Site, Times
+from esper.lockstep.record.reader import LedgerReader
+from esper.lockstep.report.diagnosis import Diagnosis, RankEnd, Report, site_text
+from esper.lockstep.report.message import diagnosis_of
+from esper.lockstep.run.evidence import current_line, last_words, sleeps_in_torch
+from esper.lockstep.run.lateness import LateWatch
+from esper.lockstep.run.process import SleepWatch, context_switches, ending, kept_waiting, state
+
+# Between two proofs while no record comes: what only time decides is no more precise than this.
+_IDLE_PROOF = 0.02
+# A thread that computes yields its processor at least this often, and a wait for a lock is shorter.
+_ASLEEP_AFTER = 0.02
+_ANSWER_WITHIN = 0.2
+_LOOK_WITHIN = 0.05
+# A killed process with gigabytes to give back took 70 ms; one that can't end must not hold a verdict up.
+_REAPED_WITHIN = 1.0
+
+
+class Supervisor:
+    """One run of N ranks. `poll` never waits; its caller owns the processes and tells when one has ended."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        pids: Sequence[int],
+        *,
+        patience: Patience,
+        readers: Sequence[LedgerReader] | None = None,
+        begun: str | None = None,
+        internal: tuple[str, ...] = (),
+        wake: bool = True,
+        show: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """`begun`: only what ranks record after the BEGIN of that name counts (ranks that live on between
+        tests). `wake`: a stopped rank may be continued for its stack, since the run ends at a diagnosis.
+        `show` gets a line for each rank that is late.
+        """
+        self.run_dir, self.pids, self.patience = run_dir, list(pids), patience
+        self._readers = list(readers or (LedgerReader(run_dir, rank) for rank in range(len(pids))))
+        self._internal = internal
+        self._wake = wake
+        self._begun = [begun is None] * len(self.pids)
+        # An earlier program of the same name does not count.
+        self._from = [reader.position for reader in self._readers]
+        self._name = begun
+        self._sleep = SleepWatch(_ASLEEP_AFTER)
+        self._in_torch: dict[tuple[int, int], tuple[int | None, bool]] = {}
+        self._stopped: dict[int, float] = {}
+        self._kept_waiting: dict[int, tuple[float, float]] = {}
+        self._alive_at: dict[int, float] = {}
+        self._held_since: float | None = None
+        self._late = LateWatch(self.line_of, show)
+        self.view = View(len(self.pids), self)
+        self._next_proof = 0.0
+        self.diagnosis: Diagnosis | None = None
+        self.decided_at = 0.0  # CLOCK_MONOTONIC, with the diagnosis
+        self.broken: str | None = None  # traceback of our own failure: the run is then inconclusive
+
+    def ended(self, rank: int, code: int) -> None:
+        """The owner of the processes has reaped `rank`; `code` as waitpid has it."""
+        now = time.monotonic()
+        # A kill is noticed after its peers have noticed it, but it was not before the last look.
+        self.view.ranks[rank].ended = Ended(code, self._alive_at.get(rank, now) if code < 0 else now)
+        self._next_proof = 0.0
+
+    def poll(self, *, final: bool = False) -> Diagnosis | None:
+        """Read what is new and prove; the first diagnosis stays. `final`: nobody will write anything more."""
+        if self.diagnosis is not None or self.broken is not None:
+            return self.diagnosis
+        try:
+            return self._poll(final)
+        except Exception:  # noqa: BLE001  an analyser that fails must not end, or pass, what it analyses
+            self.broken = traceback.format_exc()
+            return None
+
+    def _poll(self, final: bool) -> Diagnosis | None:
+        moved = self.read()
+        now = time.monotonic()
+        if not (moved or final or now >= self._next_proof):
+            return None
+        self._next_proof = now + _IDLE_PROOF
+        self._look(now)
+        finding = prove(self.view, now, self.patience, final=final)
+        if finding is None and not moved and not final:
+            self._late.follow(late(self.view, self.view.waits(), now), now)
+        if finding is None or not self._confirmed(finding, final) or (not final and self._held(finding, now)):
+            return None
+        decided = self.decided_at = time.monotonic()
+        finding = self._with_evidence(finding)
+        self.diagnosis = diagnosis_of(
+            finding,
+            decided=decided,
+            last_settled=self.view.matching.last_settled(finding.group.removeprefix("p2p:")),
+        )
+        return self.diagnosis
+
+    def _confirmed(self, finding: Finding, final: bool) -> bool:
+        """Look once more: the ledgers were read one after the other, and the last may be older than the
+        first.
+        """
+        if not self.read():
+            return True
+        again = prove(self.view, time.monotonic(), self.patience, final=final)
+        return again is not None and (again.kind, again.group, again.sequence, again.guilty.keys()) == (
+            finding.kind,
+            finding.group,
+            finding.sequence,
+            finding.guilty.keys(),
+        )
+
+    def _held(self, finding: Finding, now: float) -> bool:
+        """Whether to wait for a process that is ending: what it did to its peers is seen before its own end
+        is, and would be taken for theirs.
+        """
+        ends = {seen.rank for seen in self.view.ranks if seen.ended is None and ending(self.pids[seen.rank])}
+        if ends <= finding.guilty.keys():
+            self._held_since = None
+            return False
+        self._held_since = now if self._held_since is None else self._held_since
+        return now - self._held_since < _REAPED_WITHIN
+
+    def _look(self, now: float) -> None:
+        """Note which processes are stopped, and which are not about to end."""
+        for seen in self.view.ranks:
+            rank = seen.rank
+            if seen.ended is None and not ending(self.pids[rank]):
+                self._alive_at[rank] = now
+            if seen.ended is None and self.state(rank) in "Tt":
+                self._stopped.setdefault(rank, now)
+            else:
+                self._stopped.pop(rank, None)
+
+    def read(self) -> bool:
+        """Take what the ranks have written since the last look; whether there was anything."""
+        moved = False
+        for rank, reader in enumerate(self._readers):
+            entries = list(reader.new())
+            if not self._begun[rank]:
+                start = next(
+                    (
+                        index
+                        for index, entry in enumerate(entries)
+                        if entry.kind is Kind.BEGIN and entry.detail.get("name") == self._name
+                    ),
+                    None,
+                )
+                if start is not None:
+                    entries = entries[start:]
+                elif (lost := reader.begun_unread()) is not None and lost >= self._from[rank]:
+                    entries = [entry for entry in entries if entry.number > lost]
+                else:
+                    continue
+                self._begun[rank] = True
+            if entries:
+                moved = True
+                self.view.fold(entries)
+        return moved
+
+    def _with_evidence(self, finding: Finding) -> Finding:
+        """Ask each guilty rank that lives and is in no collective for its current line, before anything is
+        torn down.
+        """
+        guilty: dict[int, Where | None] = dict(finding.guilty)
+        for rank, where in finding.guilty.items():
+            if where is not None and where.state == "killed":
+                guilty[rank] = self._last_seen(rank, where)
+            if where is None or (where.state == "running" and where.site is None):
+                name, site = current_line(
+                    self.pids[rank],
+                    stack_path(self.run_dir, rank),
+                    self._internal,
+                    _ANSWER_WITHIN,
+                    wake=self._wake,
+                )
+                last = self.view.ranks[rank].last
+                guilty[rank] = Where(name, site=site or (last.site if last else None))
+        return replace(finding, guilty=guilty)
+
+    def _last_seen(self, rank: int, where: Where) -> Where:
+        """A killed rank can't be asked any more; if it was late before, it was looked at then."""
+        seen, look = self.view.ranks[rank], self._late.last_look(rank)
+        died_at = last_words(stack_path(self.run_dir, rank), self._internal)
+        if died_at is not None:
+            return replace(where, site=died_at)
+        if look is None or look.site is None or (seen.last is not None and seen.last.issued > look.at):
+            return where
+        ago = (seen.ended.at if seen.ended else look.at) - look.at
+        return replace(where, site=look.site, detail=f"{where.detail}; it was here {ago:.1f} s before")
+
+    def line_of(self, rank: int, within: float = _LOOK_WITHIN) -> tuple[str, Site | None]:
+        """State and line of a living rank that may be healthy: never woken. Waits `within` seconds for its
+        answer, hardly at all unless told otherwise, since a proof about others may be due.
+        """
+        return current_line(
+            self.pids[rank], stack_path(self.run_dir, rank), self._internal, within, wake=False
+        )
+
+    def report(self, verdict: str) -> Report:
+        """The run as `esper.lockstep.report/1` has it."""
+        ends = []
+        for seen in self.view.ranks:
+            code = seen.ended.code if seen.ended else None
+            last: Mapping[str, str | None] = {
+                "op": seen.last.op if seen.last else None,
+                "site": site_text(seen.last.site) if seen.last else None,
+            }
+            ends.append(
+                RankEnd(
+                    seen.rank,
+                    exit=code if code is not None and code >= 0 else None,
+                    signal=-code if code is not None and code < 0 else None,
+                    last=last,
+                )
+            )
+        return Report(verdict, (self.diagnosis,) if self.diagnosis else (), tuple(ends))
+
+    # What the proof asks about live ranks.
+
+    def audit(self, entry: Entry) -> tuple[int, ...] | None:
+        return read_audit(self.run_dir, entry.rank, entry.elements)
+
+    def times(self, entry: Entry) -> Times | None:
+        return self._readers[entry.rank].times(entry.number)
+
+    def threads(self, rank: int) -> int:
+        return self._readers[rank].threads()
+
+    def asleep(self, entry: Entry) -> bool:
+        pid, thread = self.pids[entry.rank], entry.thread
+        if not self._sleep.asleep(pid, thread):
+            return False
+        # Asking wakes it, so the answer holds for as long as it has not run since.
+        asked = self._in_torch.get((entry.rank, thread))
+        if asked is None or asked[0] != context_switches(pid, thread):
+            path = stack_path(self.run_dir, entry.rank)
+            answer = sleeps_in_torch(pid, thread, path, _ANSWER_WITHIN)
+            asked = self._in_torch[entry.rank, thread] = context_switches(pid, thread), answer
+            self._sleep.asleep(pid, thread)
+        return asked[1]
+
+    def state(self, rank: int) -> str:
+        return state(self.pids[rank])
+
+    def starved(self, rank: int, since: float) -> float:
+        kept = kept_waiting(self.pids[rank])
+        known = self._kept_waiting.get(rank)
+        if known is None or known[0] != since:
+            known = self._kept_waiting[rank] = since, kept
+        return kept - known[1]
+
+    def stopped_since(self, rank: int) -> float | None:
+        return self._stopped.get(rank)
