@@ -191,6 +191,11 @@ def test_a_library_that_can_not_be_loaded_is_done_without(
     compiled.library_path().write_bytes(b"no library")
     with pytest.warns(UserWarning, match="goes on with its kernel in Python: .* can't be loaded"):
         assert compiled.load() is None
+    script = tmp_path / "program.py"
+    script.write_text("import torch.distributed as dist\ndist.init_process_group('gloo')\ndist.barrier()\n")
+    done = command("--nproc", "2", "--", str(script), PYTHONWARNINGS="error::UserWarning")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("goes on with its kernel in Python") == 2
 
 
 def test_an_unknown_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

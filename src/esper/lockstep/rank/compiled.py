@@ -62,9 +62,11 @@ def load() -> ModuleType | None:
         module = importlib.util.module_from_spec(spec)
         loader.exec_module(module)
     except ImportError as error:
-        warnings.warn(
-            f"lockstep goes on with its kernel in Python: {path} can't be loaded: {error}", stacklevel=2
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")  # it is no error of the program's, for which they may be errors
+            warnings.warn(
+                f"lockstep goes on with its kernel in Python: {path} can't be loaded: {error}", stacklevel=2
+            )
         return None
     return module
 
