@@ -4,10 +4,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from esper.checks import check_int
 from esper.errors import ConfigError
+from esper.model.attention import causal_attention
 from esper.model.host import SlotPoint, Visit
 
 
@@ -90,9 +90,5 @@ class _Block(nn.Module):
         return h + added
 
     def _attend(self, h: Tensor) -> Tensor:
-        samples, tokens, width = h.shape
-        split = self.mix(h).view(samples, tokens, 3, self.heads, width // self.heads)
-        query, key, value = split.permute(2, 0, 3, 1, 4)
-        seen = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        result: Tensor = self.out(seen.transpose(1, 2).reshape(samples, tokens, width))
+        result: Tensor = self.out(causal_attention(self.mix(h), self.heads))
         return result

@@ -7,8 +7,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from esper.model.attention import causal_attention
 from esper.model.blueprints.layers import linear, scale
 from esper.model.blueprints.registry import blueprint
 
@@ -73,11 +73,7 @@ class _CausalAttention(nn.Module):
         self.out = linear(channels, channels, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        samples, tokens, channels = x.shape
-        split = self.mix(x).view(samples, tokens, 3, self.heads, channels // self.heads)
-        query, key, value = split.permute(2, 0, 3, 1, 4)
-        seen = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        result: Tensor = self.out(seen.transpose(1, 2).reshape(samples, tokens, channels))
+        result: Tensor = self.out(causal_attention(self.mix(x), self.heads))
         return result
 
 
