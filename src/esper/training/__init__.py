@@ -4,9 +4,10 @@ from esper.training.build import build_model
 from esper.training.checkpoint import Checkpoints
 from esper.training.compile import CompileConfig, CompileMode, CompileState, StepCompiler
 from esper.training.config import HostConfig, OptimizerConfig, OptimizerName, TrainConfig
+from esper.training.growth import Growth, PreparedAction
 from esper.training.history import EpochResult, History
 from esper.training.picture import draw_run, save_picture
-from esper.training.trainer import Controller, PreparedAction, Trainer
+from esper.training.trainer import Controller, Trainer
 
 __all__ = [
     "Checkpoints",
@@ -15,6 +16,7 @@ __all__ = [
     "CompileState",
     "Controller",
     "EpochResult",
+    "Growth",
     "History",
     "HostConfig",
     "OptimizerConfig",

@@ -8,30 +8,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 import torch.distributed as dist
 from torch import nn
 
-from esper.control.actions import Action, Advance, Decision, Germinate
-from esper.control.signals import EpochSignals, gate_for
+from esper.control.actions import Decision
+from esper.control.signals import EpochSignals
 from esper.distributed.agreement import Agreed, Agreement
 from esper.distributed.digest import stable_digest
-from esper.distributed.growth import Birth, birth_generator, growth_rng_digest, prepare_birth
+from esper.distributed.growth import growth_rng_digest
 from esper.distributed.loaders import require_equal_batches
 from esper.distributed.replicate import replicate
-from esper.distributed.rows import AgreementRecord, GrowthRecord, GrowthStep
-from esper.errors import GrowthFailed, LifecycleDivergence
-from esper.lifecycle.gates import GateVerdict, evaluate_gate
+from esper.distributed.rows import AgreementRecord
+from esper.lifecycle.gates import GateVerdict
 from esper.lifecycle.metrics import GradientTrend, MetricSums, SlotMeasurement
-from esper.lifecycle.stage import Stage
-from esper.model import GrownModel, fingerprint
+from esper.model import GrownModel
 from esper.training.batchnorm import average_statistics
 from esper.training.compile import StepCompiler
 from esper.training.config import TrainConfig
 from esper.training.epoch import GradientWatch, counting_slots, evaluate_on, measure_slots, train_on
+from esper.training.growth import Growth
 from esper.training.history import EpochResult, History
 from esper.training.optimizer import follow_parameters, make_optimizer
 from esper.training.plain import from_plain, to_plain
@@ -61,32 +59,6 @@ class Resumable(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreparedAction:
-    """An action that every rank is about to take, with what it needs: nothing of it shows yet."""
-
-    action: Action
-    birth: Birth | None = None
-    verdict: GateVerdict | None = None
-
-    @property
-    def goes_ahead(self) -> bool:
-        """Whether no gate stands in its way."""
-        return self.verdict is None or self.verdict.passed
-
-    def step(self) -> GrowthStep:
-        """What the ranks compare of it."""
-        seed = self.birth.seed if self.birth else None
-        return GrowthStep(
-            slot_id=self.action.slot_id,
-            action=type(self.action).__name__.lower(),
-            blueprint=self.action.blueprint if isinstance(self.action, Germinate) else "",
-            gate_passed=self.verdict.passed if self.verdict else None,
-            fingerprint=fingerprint(seed) if seed else 0,
-            error=self.birth.reason if self.birth else "",
-        )
-
-
 class Trainer:
     """Trains a growing model, on one process (group None) or on every rank of `group` alike.
 
@@ -108,6 +80,7 @@ class Trainer:
         self.optimizer = make_optimizer(model.parameters(), config.optimizer)
         self.safeguard = Safeguard(config.governor)
         self.compiler = StepCompiler(config.compile)
+        self.growth = Growth(model, config, self.agreement)
         self.history = History()
         self._group = group
         self._steps = 0
@@ -148,7 +121,7 @@ class Trainer:
             self.compiler.forget()
         else:
             decision = self.decide(agreed)
-            verdicts = self.apply(decision)
+            verdicts = self.growth.apply(decision, self._signals)
         self.tick()
         self.safeguard.end(self.model, self.optimizer, agreed.train.loss, panicked=agreed.panic)
         result = EpochResult(
@@ -244,73 +217,6 @@ class Trainer:
         decision = self.controller.decide(self._signals)
         self._previous_decision = decision.digest()
         return decision
-
-    def apply(self, decision: Decision) -> tuple[tuple[str, GateVerdict], ...]:
-        """Collective: every rank, same order. Prepares, confirms and commits; (slot id, verdict) of each gate
-        asked.
-
-        A decision to wait exchanges nothing. Raises as `Agreement.confirm`, and then no slot has changed.
-        """
-        if not decision.actions:
-            return ()
-        prepared = [self.prepare(action) for action in decision.actions]
-        try:
-            self.agreement.confirm(
-                GrowthRecord(
-                    run_id=stable_digest("run", self.config.run),
-                    epoch=self._signals.epoch,
-                    decision=decision.digest(),
-                    steps=tuple(each.step() for each in prepared),
-                )
-            )
-        except (LifecycleDivergence, GrowthFailed) as error:
-            raise error from next(
-                (each.birth.error for each in prepared if each.birth and each.birth.error), None
-            )
-        for each in prepared:
-            if each.goes_ahead:
-                self.apply_action(each)
-        return tuple((each.action.slot_id, each.verdict) for each in prepared if each.verdict)
-
-    def prepare(self, action: Action) -> PreparedAction:
-        """The action with its seed and its gate's verdict; nothing of it shows in the model.
-
-        Raises what the slot would raise, here, where no other action of the decision has been taken yet.
-        """
-        slot = self.model.slots[action.slot_id]
-        if isinstance(action, Advance):
-            prepared = PreparedAction(action=action, verdict=self.pass_gate(action.slot_id))
-            if prepared.goes_ahead:
-                slot.clock.state.advance(slot.config)
-            return prepared
-        if not isinstance(action, Germinate):
-            slot.clock.state.prune(slot.config.tempo)
-            return PreparedAction(action=action)
-        generator = birth_generator(self.config.seed, action.slot_id, slot.record().birth + 1)
-        birth = prepare_birth(lambda drawn: slot.prepare(action.blueprint, drawn), generator)
-        return PreparedAction(action=action, birth=birth, verdict=self.pass_gate(action.slot_id, birth))
-
-    def pass_gate(self, slot_id: str, birth: Birth | None = None) -> GateVerdict:
-        """Verdict of the gate before the slot's next stage, from agreed numbers; of a `birth`, G0's."""
-        view = next(view for view in self._signals.slots if view.record.slot_id == slot_id)
-        if birth is None:
-            return gate_for(view, self.config.gates)
-        # `prepare` builds nothing else than a known blueprint that keeps the shape.
-        built = birth.error is None
-        metrics = replace(view.metrics, blueprint_known=built, shape_preserved=built)
-        return evaluate_gate(Stage.GERMINATED, metrics, self.config.gates)
-
-    def apply_action(self, prepared: PreparedAction) -> None:
-        """Do what all ranks confirmed."""
-        slot = self.model.slots[prepared.action.slot_id]
-        if isinstance(prepared.action, Germinate):
-            assert prepared.birth is not None
-            assert prepared.birth.seed is not None
-            slot.commit(prepared.action.blueprint, prepared.birth.seed)
-        elif isinstance(prepared.action, Advance):
-            slot.advance()
-        else:
-            slot.prune()
 
     def tick(self) -> None:
         """One epoch is over for every slot, in forward order."""

@@ -58,15 +58,15 @@ _Patch = tuple[Any, str, Callable[[Callable[..., Any]], Callable[..., Any]]]
 
 def _skip_gate(once: _Once) -> list[_Patch]:
     """One rank does not ask the gate, and would advance whatever it would have said."""
-    from esper.training import Trainer
+    from esper.training import Growth
 
     def wrapper(original: Callable[..., Any]) -> Callable[..., Any]:
-        def pass_gate(trainer: Any, slot_id: str, birth: Any = None) -> Any:
-            return None if birth is None and once.now(slot_id) else original(trainer, slot_id, birth)
+        def pass_gate(growth: Any, slot_id: str, signals: Any, birth: Any = None) -> Any:
+            return None if birth is None and once.now(slot_id) else original(growth, slot_id, signals, birth)
 
         return pass_gate
 
-    return [(Trainer, "pass_gate", wrapper)]
+    return [(Growth, "pass_gate", wrapper)]
 
 
 def _skip_agreement(once: _Once) -> list[_Patch]:

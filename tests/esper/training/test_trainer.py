@@ -19,7 +19,7 @@ from esper.lifecycle.metrics import MetricSums
 from esper.lifecycle.record import SlotRecord
 from esper.lifecycle.stage import Stage
 from esper.model import SeedSlot
-from esper.training import Controller, History, TrainConfig, Trainer, build_model
+from esper.training import Controller, Growth, History, TrainConfig, Trainer, build_model
 from esper.training.tasks import Batch, load_digits_task
 from tests.esper.ranks import Outcome, run_ranks
 from tests.esper.training.short_config import short_config
@@ -160,13 +160,15 @@ def test_a_gate_that_only_one_rank_passes_is_found_before_the_step(monkeypatch: 
     plan = {1: Decision((Germinate("r0c0", "norm"),)), 2: Decision((Advance("r0c0"),))}
 
     def body(rank: int) -> tuple[LifecycleDivergence, Stage]:
-        pass_gate = Trainer.pass_gate
+        pass_gate = Growth.pass_gate
 
-        def skipped(trainer: Trainer, slot_id: str, birth: Birth | None = None) -> GateVerdict:
-            verdict = pass_gate(trainer, slot_id, birth)
+        def skipped(
+            growth: Growth, slot_id: str, signals: EpochSignals, birth: Birth | None = None
+        ) -> GateVerdict:
+            verdict = pass_gate(growth, slot_id, signals, birth)
             return replace(verdict, passed=False) if rank == 2 and verdict.gate == "G1" else verdict
 
-        monkeypatch.setattr(Trainer, "pass_gate", skipped)
+        monkeypatch.setattr(Growth, "pass_gate", skipped)
         with _trainer(short_config(epochs=3), Script(plan), rank=rank, world_size=3) as trainer:
             with pytest.raises(LifecycleDivergence) as raised:
                 trainer.run()

@@ -1,0 +1,119 @@
+"""How a decision becomes a change of the model: prepared on each rank, confirmed by all, then committed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from esper.control.actions import Action, Advance, Decision, Germinate
+from esper.control.signals import EpochSignals, gate_for
+from esper.distributed.agreement import Agreement
+from esper.distributed.digest import stable_digest
+from esper.distributed.growth import Birth, birth_generator, prepare_birth
+from esper.distributed.rows import GrowthRecord, GrowthStep
+from esper.errors import GrowthFailed, LifecycleDivergence
+from esper.lifecycle.gates import GateVerdict, evaluate_gate
+from esper.lifecycle.stage import Stage
+from esper.model import GrownModel, fingerprint
+from esper.training.config import TrainConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedAction:
+    """An action that every rank is about to take, with what it needs: nothing of it shows yet."""
+
+    action: Action
+    birth: Birth | None = None
+    verdict: GateVerdict | None = None
+
+    @property
+    def goes_ahead(self) -> bool:
+        """Whether no gate stands in its way."""
+        return self.verdict is None or self.verdict.passed
+
+    def step(self) -> GrowthStep:
+        """What the ranks compare of it."""
+        seed = self.birth.seed if self.birth else None
+        return GrowthStep(
+            slot_id=self.action.slot_id,
+            action=type(self.action).__name__.lower(),
+            blueprint=self.action.blueprint if isinstance(self.action, Germinate) else "",
+            gate_passed=self.verdict.passed if self.verdict else None,
+            fingerprint=fingerprint(seed) if seed else 0,
+            error=self.birth.reason if self.birth else "",
+        )
+
+
+class Growth:
+    """The changes of one trainer's model."""
+
+    def __init__(self, model: GrownModel, config: TrainConfig, agreement: Agreement) -> None:
+        self._model, self._config, self._agreement = model, config, agreement
+
+    def apply(self, decision: Decision, signals: EpochSignals) -> tuple[tuple[str, GateVerdict], ...]:
+        """Collective: every rank, same order. Prepares, confirms and commits; (slot id, verdict) of each gate
+        asked.
+
+        A decision to wait exchanges nothing. Raises as `Agreement.confirm`, and then no slot has changed.
+        """
+        if not decision.actions:
+            return ()
+        prepared = [self.prepare(action, signals) for action in decision.actions]
+        try:
+            self._agreement.confirm(
+                GrowthRecord(
+                    run_id=stable_digest("run", self._config.run),
+                    epoch=signals.epoch,
+                    decision=decision.digest(),
+                    steps=tuple(each.step() for each in prepared),
+                )
+            )
+        except (LifecycleDivergence, GrowthFailed) as error:
+            raise error from next(
+                (each.birth.error for each in prepared if each.birth and each.birth.error), None
+            )
+        for each in prepared:
+            if each.goes_ahead:
+                self.commit(each)
+        return tuple((each.action.slot_id, each.verdict) for each in prepared if each.verdict)
+
+    def prepare(self, action: Action, signals: EpochSignals) -> PreparedAction:
+        """The action with its seed and its gate's verdict; nothing of it shows in the model.
+
+        Raises what the slot would raise, here, where no other action of the decision has been taken yet.
+        """
+        slot = self._model.slots[action.slot_id]
+        if isinstance(action, Advance):
+            prepared = PreparedAction(action=action, verdict=self.pass_gate(action.slot_id, signals))
+            if prepared.goes_ahead:
+                slot.clock.state.advance(slot.config)
+            return prepared
+        if not isinstance(action, Germinate):
+            slot.clock.state.prune(slot.config.tempo)
+            return PreparedAction(action=action)
+        generator = birth_generator(self._config.seed, action.slot_id, slot.record().birth + 1)
+        birth = prepare_birth(lambda drawn: slot.prepare(action.blueprint, drawn), generator)
+        return PreparedAction(
+            action=action, birth=birth, verdict=self.pass_gate(action.slot_id, signals, birth)
+        )
+
+    def pass_gate(self, slot_id: str, signals: EpochSignals, birth: Birth | None = None) -> GateVerdict:
+        """Verdict of the gate before the slot's next stage, from agreed numbers; of a `birth`, G0's."""
+        view = next(view for view in signals.slots if view.record.slot_id == slot_id)
+        if birth is None:
+            return gate_for(view, self._config.gates)
+        # `prepare` builds nothing else than a known blueprint that keeps the shape.
+        built = birth.error is None
+        metrics = replace(view.metrics, blueprint_known=built, shape_preserved=built)
+        return evaluate_gate(Stage.GERMINATED, metrics, self._config.gates)
+
+    def commit(self, prepared: PreparedAction) -> None:
+        """Do what all ranks confirmed."""
+        slot = self._model.slots[prepared.action.slot_id]
+        if isinstance(prepared.action, Germinate):
+            assert prepared.birth is not None
+            assert prepared.birth.seed is not None
+            slot.commit(prepared.action.blueprint, prepared.birth.seed)
+        elif isinstance(prepared.action, Advance):
+            slot.advance()
+        else:
+            slot.prune()
