@@ -1,4 +1,4 @@
-"""Runs scripts under `python -m esper.lockstep run`, as a user does, and sees that nothing of them stays."""
+"""Runs scripts under `python -m esper.lockstep run` and sees that nothing of them stays."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import textwrap
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,8 +18,9 @@ from typing import Any
 
 import jsonschema
 
+from tests.esper.lockstep.warm import MARK, warm_run
+
 SCHEMA = json.loads(files("esper.lockstep.report").joinpath("report.schema.json").read_text())
-_MARK = "ESPER_LOCKSTEP_TEST"
 
 _HEAD = """\
 import os, signal, sys, time
@@ -57,13 +58,23 @@ class Outcome:
 
 
 def launch(
-    folder: Path, body: str, *arguments: str, nproc: int = 2, patience: float = 20.0, head: str = _HEAD
+    folder: Path,
+    body: str,
+    *arguments: str,
+    nproc: int = 2,
+    patience: float = 20.0,
+    head: str = _HEAD,
+    warm: bool = True,
 ) -> Outcome:
-    """Run the script on `nproc` ranks; its report is valid, and no process of it is left."""
+    """Run the script on `nproc` ranks; its report is valid, and no process of it is left.
+
+    Not `warm`: as a user does, with interpreters that load torch first, which takes 2 to 3 s.
+    """
     script, report = folder / "program.py", folder / "report.json"
     script.write_text(head + textwrap.dedent(body))
     options = ["--nproc", str(nproc), "--report", str(report), "--patience", str(patience)]
-    done = command(*options, "--", str(script), *arguments)
+    run = warm_command if warm else command
+    done = run(*options, "--", str(script), *arguments)
     assert report.is_file(), done.stderr
     document = json.loads(report.read_text())
     jsonschema.validate(document, SCHEMA)
@@ -82,33 +93,50 @@ def command(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def warm_command(*arguments: str, within: float = 60.0) -> subprocess.CompletedProcess[str]:
+    """The same from a process that has torch loaded."""
+    environment = _marked()
+    done = warm_run(arguments, environment, within)
+    _see_it_gone(environment)
+    return done
+
+
 @contextmanager
 def started(
     *arguments: str, prepare: Callable[[], object] | None = None, **environment: str
 ) -> Iterator[subprocess.Popen[str]]:
     """The same under way; when the block is left it has ended, and its ranks with it."""
-    token = uuid.uuid4().hex
+    marked = _marked()
     with subprocess.Popen(
         [sys.executable, "-m", "esper.lockstep", "run", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, _MARK: token, "OMP_NUM_THREADS": "1", **environment},
+        env={**marked, **environment},
         preexec_fn=prepare,  # noqa: PLW1509  nothing but system calls
     ) as process:
         try:
             yield process
         finally:
             process.kill()
+    _see_it_gone(marked)
+
+
+def _marked() -> dict[str, str]:
+    return {**os.environ, MARK: uuid.uuid4().hex, "OMP_NUM_THREADS": "1"}
+
+
+def _see_it_gone(environment: Mapping[str, str]) -> None:
     # Who ends in its parent's stead, because that was killed, may do so a moment later.
     end = time.monotonic() + 5.0
-    while (left := _processes_with(f"{_MARK}={token}".encode())) and time.monotonic() < end:
+    while (left := left_behind(environment)) and time.monotonic() < end:
         time.sleep(0.01)
     assert left == []
 
 
-def _processes_with(variable: bytes) -> list[str]:
-    found = []
+def left_behind(environment: Mapping[str, str]) -> list[str]:
+    """The command lines of living processes with this mark."""
+    variable, found = f"{MARK}={environment[MARK]}".encode(), []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if variable in (process / "environ").read_bytes().split(b"\0"):

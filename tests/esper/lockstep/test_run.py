@@ -23,6 +23,7 @@ def test_a_healthy_program_is_clean(tmp_path: Path) -> None:
         """,
         "--epochs",
         "3",
+        warm=False,
     )
     assert (outcome.status, outcome.verdict) == (0, "clean"), outcome.text
     for end in outcome.report["ranks"]:
@@ -46,6 +47,7 @@ def test_what_runs_after_the_script_is_part_of_the_program(tmp_path: Path, end: 
         thread.start()
         {end}
         """,
+        warm=False,
     )
     assert (outcome.status, outcome.verdict) == (0, "clean"), outcome.text
 
