@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class Recording:
 
     def entries(self) -> list[Entry]:
         """What was written since the last look, with its times as they are now."""
-        return [replace(entry, times=self.wait_of(entry.number)) for entry in self.reader.new()]
+        return [entry._replace(times=self.wait_of(entry.number)) for entry in self.reader.new()]
 
     def calls(self) -> list[Entry]:
         """Collectives only, in this rank's order."""

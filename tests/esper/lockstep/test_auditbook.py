@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from esper.lockstep.proof.auditbook import AuditBook
 from esper.lockstep.record.entry import Entry, Kind, Times
+from tests.esper.lockstep.story import Story
 
 
 def _audit(rank: int, digest: int, *, position: int = 3, group: str = "default", **detail: object) -> Entry:
@@ -58,3 +59,10 @@ def test_after_local_steps_replicas_count_once_they_have_been_alike() -> None:
     assert _differing(*apart, *alike, *later) == [("default", 9)]
     again = [_audit(0, 1, position=12, phase=2), _audit(1, 2, position=12, phase=2)]
     assert _differing(*apart, *alike, *again) == []
+
+
+def test_a_difference_is_proved_while_nobody_waits() -> None:
+    story = Story(3)
+    for rank, digest in enumerate((7, 7, 8)):
+        story.write(rank, Kind.AUDIT, group="default", op="forward", tag="alpha", digest=digest)
+    assert story.found() == ("drift", [2])

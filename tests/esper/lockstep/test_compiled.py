@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ def plain(entry: Entry) -> Entry:
     """A record without what another run of the same calls need not have again."""
     times = Times(0.0, 0.0, 0.0, 0.0, entry.thread, entry.times.flags)
     group = entry.group.split(" ")[0]  # torch numbers new groups on
-    return replace(entry, number=0, group=group, times=times)
+    return entry._replace(number=0, group=group, times=times)
 
 
 def with_kernel(choice: str, rank: int, calls: Any, monkeypatch: pytest.MonkeyPatch) -> list[Entry]:

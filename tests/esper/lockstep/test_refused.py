@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from esper.lockstep.proof.finding import Patience
 from esper.lockstep.record.entry import Flag
 from tests.esper.lockstep.story import Story
@@ -86,5 +84,5 @@ def test_a_refused_call_is_waited_for_by_nobody() -> None:
     entry = story.call(0, flags=OFFERED)
     assert not entry.blocks()
     assert entry.waited()
-    refused = replace(entry, times=entry.times._replace(flags=Flag.WAITED | Flag.FAILED | Flag.REFUSED))
+    refused = entry._replace(times=entry.times._replace(flags=Flag.WAITED | Flag.FAILED | Flag.REFUSED))
     assert not refused.waited()

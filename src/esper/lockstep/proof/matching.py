@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from esper.lockstep.proof.mailbox import Mailbox, Refresh, Wait
-from esper.lockstep.record.entry import Entry, Flag
+from esper.lockstep.record.entry import Entry
 
 
 class Signature(NamedTuple):
@@ -38,6 +38,13 @@ class Slot:
     entries: dict[int, Entry] = field(default_factory=dict)
     # They have come, but what they came with is lost: they are not absent and contradict nobody.
     unread: set[int] = field(default_factory=set)
+    alike: bool = True  # False: two of them may contradict each other
+
+    def enter(self, entry: Entry) -> None:
+        """A member has come."""
+        first = next(iter(self.entries.values()), entry)
+        self.alike = self.alike and entry.tag == first.tag and signature(entry) == signature(first)
+        self.entries[entry.rank] = entry
 
     @property
     def absent(self) -> list[int]:
@@ -104,7 +111,7 @@ class Matching:
             self._early.setdefault(group, []).append(entry)
             return
         expected = self._expected.get((entry.group, entry.rank), 0)
-        if entry.times.flags & Flag.REFUSED:
+        if entry.refused:
             self._expected[entry.group, entry.rank] = entry.sequence
             return
         self._expected[entry.group, entry.rank] = entry.sequence + 1
@@ -115,7 +122,7 @@ class Matching:
             return
         slots = self._slots.setdefault(group, {})
         slot = slots.get(entry.sequence)
-        if entry.times.flags & Flag.OFFERED:
+        if entry.offered:
             self._offered[entry.rank, entry.number] = entry
         if slot is None and entry.sequence < expected:
             return  # settled with a refused call in its place, which was the same
@@ -124,17 +131,17 @@ class Matching:
             for rank, first, after in self._holes.get(group, ()):
                 if first <= entry.sequence < after:
                     slot.unread.add(rank)
-        slot.entries[entry.rank] = entry
+        slot.enter(entry)
         self._settle(slot)
 
     def follow_offered(self, refresh: Refresh) -> None:
         """See what has become of the calls that no backend had taken when they were read."""
         for place, entry in list(self._offered.items()):
             fresh = refresh(entry)
-            if fresh is not None and fresh.times.flags & Flag.OFFERED:
+            if fresh is not None and fresh.offered:
                 continue
             del self._offered[place]
-            if fresh is None or not fresh.times.flags & Flag.REFUSED:
+            if fresh is None or not fresh.refused:
                 continue
             slot = self.slot(entry.group, entry.sequence)
             if slot is not None and slot.entries.get(entry.rank) is entry:
@@ -146,7 +153,7 @@ class Matching:
         return [rank for rank, entry in slot.entries.items() if (rank, entry.number) in self._offered]
 
     def _settle(self, slot: Slot) -> None:
-        if slot.complete and len(slot.sides()) == 1:
+        if slot.complete and (slot.alike or len(slot.sides()) == 1):
             others = self._slots[slot.group]
             del others[slot.sequence]
             self._unfit = self._unfit or _unfit(slot)
@@ -181,6 +188,13 @@ class Matching:
             mailbox.receive(peer, entry)
         if mailbox.empty:  # a program may use another tag at every step, and each look goes through all
             del self._mailboxes[place]
+
+    def in_one_order(self) -> bool:
+        """Whether all that is open are collectives of one group, in which nobody contradicts another."""
+        waiting = [slots for slots in self._slots.values() if slots]
+        if len(waiting) > 1 or self._mailboxes or self._unfit is not None:
+            return False
+        return all(slot.alike for slots in waiting for slot in slots.values())
 
     def open(self) -> Iterator[Slot]:
         """Per group the open slots, lowest sequence first."""

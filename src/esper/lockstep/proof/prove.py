@@ -23,7 +23,7 @@ _MADE_TOGETHER = {"new_group": "group", "init_process_group": "group", "Distribu
 # Until then a swap is waited for: seconds, from one call that the backend took to the next one.
 _NEXT_WITHIN = 0.15
 
-__all__ = ["Finding", "Patience", "prove"]
+__all__ = ["Finding", "Patience", "only_time_decides", "prove"]
 
 
 def prove(view: View, now: float, patience: Patience, *, final: bool = False) -> Finding | None:
@@ -40,6 +40,16 @@ def prove(view: View, now: float, patience: Patience, *, final: bool = False) ->
             or unexplained(view, waits, now, patience, final)
         )
     return min(findings, key=lambda finding: finding.rank_order, default=None)
+
+
+def only_time_decides(view: View) -> bool:
+    """Whether `prove` can find nothing now but what a patience decides: no rank has left anything, nothing
+    contradicts, and whoever waits does so in the collectives of one group, whose order all share.
+
+    A small part of a proof's cost, and true of a healthy program most of the time.
+    """
+    left = any(seen.left or seen.raised or seen.exit or seen.destroyed for seen in view.ranks)
+    return not (left or any(view.audits.differing())) and view.matching.in_one_order()
 
 
 def misfits(view: View) -> list[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from esper.lockstep.proof.auditbook import AuditBook
@@ -145,4 +145,4 @@ class View:
         times = self.live.times(entry)
         if times is None:
             return None
-        return entry if times == entry.times else replace(entry, times=times)
+        return entry if times == entry.times else entry._replace(times=times)

@@ -4,7 +4,6 @@ dead.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Any, NamedTuple
 
@@ -35,6 +34,11 @@ class Flag(IntFlag):
     POLLED = 16  # its wait has a time-out of its own: the program may come back and issue something else
     OFFERED = 32  # the backend has not yet said whether it takes it
     REFUSED = 64  # the backend did not take it: nothing was sent, and the next call has its number
+
+
+# As plain integers: arithmetic on enum members costs more than all else that is done with a record.
+_WAITED, _NATIVE, _FAILED = int(Flag.WAITED), int(Flag.NATIVE), int(Flag.FAILED)
+_POLLED, _OFFERED, _REFUSED = int(Flag.POLLED), int(Flag.OFFERED), int(Flag.REFUSED)
 
 
 class Time(IntEnum):
@@ -76,8 +80,7 @@ class Times(NamedTuple):
     flags: int
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One collective on one rank, or one event of its program (`kind`), as its ledger holds it."""
 
     rank: int
@@ -111,14 +114,24 @@ class Entry:
     @property
     def native(self) -> bool:
         """Issued from C++: whether its thread still waits in it can't be told from the record."""
-        return bool(self.times.flags & Flag.NATIVE)
+        return bool(self.times.flags & _NATIVE)
+
+    @property
+    def offered(self) -> bool:
+        """When it was read, the backend had not said whether it takes it."""
+        return bool(self.times.flags & _OFFERED)
+
+    @property
+    def refused(self) -> bool:
+        """The backend did not take it."""
+        return bool(self.times.flags & _REFUSED)
 
     def waited(self) -> bool:
         """Entered, waited for, and not come back with success, when its ledger was last looked at."""
         times = self.times
-        if times.flags & Flag.REFUSED or (times.wait_ended and not times.flags & Flag.FAILED):
+        if times.flags & _REFUSED or (times.wait_ended and not times.flags & _FAILED):
             return False
-        return bool(times.wait_begun or times.flags & Flag.WAITED)
+        return bool(times.wait_begun or times.flags & _WAITED)
 
     def waiting_since(self, now: float) -> float | None:
         """When the wait began that it is in, or between two polls of, at `now`; None when it is in none."""
@@ -128,11 +141,11 @@ class Entry:
         in_it = times.wait_ended == 0.0 or times.wait_begun > times.wait_ended
         if not in_it and now - times.wait_ended > _BETWEEN_POLLS:
             return None  # given up
-        return times.issued if times.flags & Flag.POLLED else times.wait_begun or times.issued
+        return times.issued if times.flags & _POLLED else times.wait_begun or times.issued
 
     def blocks(self) -> bool:
         """Whether its thread is in the wait now and can't leave it to issue something else."""
         times = self.times
-        if times.flags & (Flag.POLLED | Flag.OFFERED) or not self.waited():
+        if times.flags & (_POLLED | _OFFERED) or not self.waited():
             return False
         return times.wait_ended == 0.0 or times.wait_begun > times.wait_ended

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from esper.lockstep.errors import LedgerError
 from esper.lockstep.record.entry import Entry, Kind, Site, State, Times
@@ -29,6 +29,23 @@ from esper.lockstep.record.ledger import (
     ledger_path,
 )
 
+_KINDS = {kind.value: kind for kind in Kind}
+_MOST_MEANINGS = 4096  # a program may name another line, or another size, in each of its calls
+
+
+class _Meaning(NamedTuple):
+    """What the ids of strings in a record stand for."""
+
+    group: str
+    op: str
+    reduce_op: str | None
+    dtype: str | None
+    shape: tuple[int, ...] | None
+    site: Site | None
+    tag: str | None
+    detail: dict[str, Any]
+    legible: bool
+
 
 class LedgerReader:
     """Follows one rank's ledger; every call returns what is there and never waits."""
@@ -44,6 +61,8 @@ class LedgerReader:
         self._read = 0
         self._hole = range(0)  # the records that were overwritten last
         self._strings: dict[int, Any] = {0: None}
+        # What the ids in a record stand for, by those ids: programs repeat their calls.
+        self._meanings: dict[tuple[int, ...], _Meaning] = {}
         self._partial = b""
 
     def open(self) -> bool:
@@ -78,17 +97,18 @@ class LedgerReader:
     def new(self) -> Iterator[Entry]:
         """The records written since the last call, oldest first."""
         if not self.open():
-            return
+            return iter(())
         assert self._map is not None
         count = COUNT.unpack_from(self._map, COUNT_AT)[0]
-        if count == self._read:
-            return
+        return iter(()) if count == self._read else self._unread(self._map, count)
+
+    def _unread(self, view: mmap.mmap, count: int) -> Iterator[Entry]:
         self._read_strings()
         while self._read < count:
             number = self._read
-            fields = RECORD.unpack_from(self._map, self._at(number))
+            fields = RECORD.unpack_from(view, self._at(number))
             # The writer goes on meanwhile: with `capacity` records more it may be writing over this one.
-            oldest = COUNT.unpack_from(self._map, COUNT_AT)[0] - self._capacity + 1
+            oldest = COUNT.unpack_from(view, COUNT_AT)[0] - self._capacity + 1
             if number < oldest:
                 self._read = min(oldest, count)
                 self.lost += self._read - number
@@ -157,46 +177,48 @@ class LedgerReader:
             with suppress(ValueError):  # cut off, for want of room
                 self._strings[int(number)] = json.loads(text)
 
-    def _string(self, index: int) -> Any:
-        # A string that the disk had no room for, or one of a table that was cut, reads as absent.
-        return self._strings.get(index)
-
     def _entry(self, number: int, fields: tuple[Any, ...]) -> Entry:
-        (
-            kind,
-            group,
+        kind, group, sequence, op, reduce_op, dtype, shape, site, tag, detail = fields[:10]
+        root, peer, elements, digest = fields[10:14]
+        ids = (group, op, reduce_op, dtype, shape, site, tag, detail)
+        meaning = self._meanings.get(ids) or self._meaning(ids)
+        return Entry(
+            self.rank,
+            number,
+            _KINDS[kind],
+            meaning.group,
             sequence,
-            op,
-            reduce_op,
-            dtype,
-            shape,
-            site,
-            tag,
-            detail,
+            meaning.op,
+            meaning.reduce_op,
+            meaning.dtype,
+            meaning.shape,
+            meaning.site,
+            meaning.tag,
+            meaning.detail,
             root,
             peer,
             elements,
             digest,
-        ) = fields[:14]
-        shape_value, site_value = self._string(shape), self._string(site)
-        detail_value = self._string(detail)
-        return Entry(
-            rank=self.rank,
-            number=number,
-            kind=Kind(kind),
-            group=self._string(group) or "",
-            sequence=sequence,
-            op=self._string(op) or "",
-            reduce_op=self._string(reduce_op),
-            dtype=None if (name := self._string(dtype)) is None else name.removeprefix("torch."),
-            shape=None if shape_value is None else tuple(shape_value),
-            site=None if site_value is None else Site(*site_value),
-            tag=self._string(tag),
-            detail=json.loads(detail_value) if detail_value else {},
-            root=root,
-            peer=peer,
-            elements=elements,
-            digest=digest,
-            times=Times(*fields[14:]),
-            legible=all(index in self._strings for index in (group, op, reduce_op, dtype)),
+            Times(*fields[14:]),
+            meaning.legible,
         )
+
+    def _meaning(self, ids: tuple[int, ...]) -> _Meaning:
+        # A string that the disk had no room for, or one of a table that was cut, reads as absent.
+        group, op, reduce_op, dtype, shape, site, tag, detail = map(self._strings.get, ids)
+        meaning = _Meaning(
+            group or "",
+            op or "",
+            reduce_op,
+            None if dtype is None else dtype.removeprefix("torch."),
+            None if shape is None else tuple(shape),
+            None if site is None else Site(*site),
+            tag,
+            json.loads(detail) if detail else {},
+            legible=all(index in self._strings for index in ids[:4]),
+        )
+        if all(index in self._strings for index in ids):  # or what is missing may still come
+            if len(self._meanings) >= _MOST_MEANINGS:
+                self._meanings.clear()
+            self._meanings[ids] = meaning
+        return meaning

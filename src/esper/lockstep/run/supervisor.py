@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from esper.lockstep.proof.finding import Finding, Patience, Where
-from esper.lockstep.proof.prove import prove
+from esper.lockstep.proof.prove import only_time_decides, prove
 from esper.lockstep.proof.suspicion import late
 from esper.lockstep.proof.view import Ended, View
 from esper.lockstep.rank.stacks import stack_path
@@ -22,10 +22,20 @@ from esper.lockstep.report.diagnosis import Diagnosis, RankEnd, Report, site_tex
 from esper.lockstep.report.message import diagnosis_of
 from esper.lockstep.run.evidence import current_line, last_words, sleeps_in_torch
 from esper.lockstep.run.lateness import LateWatch
-from esper.lockstep.run.process import SleepWatch, context_switches, ending, kept_waiting, state
+from esper.lockstep.run.process import (
+    SleepWatch,
+    context_switches,
+    ending,
+    kept_waiting,
+    state,
+    state_and_ending,
+)
 
-# Between two proofs while no record comes: what only time decides is no more precise than this.
+# Between two proofs while no record comes, seconds: what only time decides is no more precise than this.
 _IDLE_PROOF = 0.02
+# The same where nothing but time can decide. A healthy program is nearly always there, and has its processors
+# for itself.
+_QUIET_PROOF = 0.05
 # A thread that computes yields its processor at least this often, and a wait for a lock is shorter.
 _ASLEEP_AFTER = 0.02
 _ANSWER_WITHIN = 0.2
@@ -70,6 +80,7 @@ class Supervisor:
         self._late = LateWatch(self.line_of, show)
         self.view = View(len(self.pids), self)
         self._next_proof = 0.0
+        self._unproved = False  # records have come since the last proof
         self.diagnosis: Diagnosis | None = None
         self.decided_at = 0.0  # CLOCK_MONOTONIC, with the diagnosis
         self.broken: str | None = None  # traceback of our own failure: the run is then inconclusive
@@ -94,9 +105,14 @@ class Supervisor:
     def _poll(self, final: bool) -> Diagnosis | None:
         moved = self.read()
         now = time.monotonic()
-        if not (moved or final or now >= self._next_proof):
+        self._unproved = self._unproved or moved
+        if not (self._unproved or final or now >= self._next_proof):
             return None
-        self._next_proof = now + _IDLE_PROOF
+        quiet = only_time_decides(self.view)
+        if quiet and not final and now < self._next_proof:
+            return None
+        self._unproved = False
+        self._next_proof = now + (_QUIET_PROOF if quiet else _IDLE_PROOF)
         self._look(now)
         finding = prove(self.view, now, self.patience, final=final)
         if finding is None and not moved and not final:
@@ -140,20 +156,23 @@ class Supervisor:
     def _look(self, now: float) -> None:
         """Note which processes are stopped, and which are not about to end."""
         for seen in self.view.ranks:
-            rank = seen.rank
-            if seen.ended is None and not ending(self.pids[rank]):
-                self._alive_at[rank] = now
-            if seen.ended is None and self.state(rank) in "Tt":
-                self._stopped.setdefault(rank, now)
+            if seen.ended is not None:
+                self._stopped.pop(seen.rank, None)
+                continue
+            letter, ends = state_and_ending(self.pids[seen.rank])
+            if not ends:
+                self._alive_at[seen.rank] = now
+            if letter in "Tt":
+                self._stopped.setdefault(seen.rank, now)
             else:
-                self._stopped.pop(rank, None)
+                self._stopped.pop(seen.rank, None)
 
     def read(self) -> bool:
         """Take what the ranks have written since the last look; whether there was anything."""
         moved = False
         for rank, reader in enumerate(self._readers):
             entries = list(reader.new())
-            if not self._begun[rank]:
+            if entries and not self._begun[rank]:
                 start = next(
                     (
                         index
@@ -171,6 +190,7 @@ class Supervisor:
                 self._begun[rank] = True
             if entries:
                 moved = True
+                self._alive_at[rank] = max(self._alive_at.get(rank, 0.0), entries[-1].issued)
                 self.view.fold(entries)
         return moved
 
