@@ -156,33 +156,64 @@ def python(code: str, name: str = "a step") -> steps.Step:
 class TestSteps:
     def test_the_first_failure_is_named_and_ends_the_run(self, capfd: pytest.CaptureFixture[str]) -> None:
         plan = [python("pass", "one"), python("raise SystemExit(3)", "two"), python("print('ran')", "three")]
-        assert steps.run_all(plan, limit=60) == 3
+        assert steps.run_all([(step,) for step in plan], limit=60) == 3
         out = capfd.readouterr().out
         assert "== one: ok, " in out
         assert "ci/test: FAILED at two (python) after " in out
+        assert "three" not in out
+
+    def test_what_runs_side_by_side_is_told_apart(
+        self, capfd: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        """Each waits for the other, and the second is the first to end."""
+        one, two = (tmp_path / name for name in ("one", "two"))
+        os.mkfifo(one)
+        os.mkfifo(two)
+        first = f"open({str(one)!r}, 'w').close(); open({str(two)!r}).read(); print('of the first')"
+        second = (
+            f"import sys; open({str(one)!r}).read(); print('of the second', file=sys.stderr)\n"
+            f"open({str(two)!r}, 'w').close(); sys.exit(5)"
+        )
+        stage = (python(first, "one"), python(second, "two"))
+        assert steps.run_all([stage, (python("print('ran')", "three"),)], limit=60) == 5
+        out = capfd.readouterr().out
+        assert out.index("of the first") < out.index("of the second") < out.index("ci/test: FAILED at two")
+        assert "FAILED at one" not in out
         assert "three" not in out
 
     def test_a_process_left_behind_fails_the_step_and_is_ended(
         self, capfd: pytest.CaptureFixture[str]
     ) -> None:
         code = "import subprocess as s; print(s.Popen(['sleep', '600'], start_new_session=True).pid)"
-        assert steps.run_all([python(code)], limit=60) == 1
+        assert steps.run_all([(python(code),)], limit=60) == 1
         out = capfd.readouterr().out
         assert "left this process behind, now ended: " in out
         pid = next(line for line in out.splitlines() if line.isdigit())
         assert not Path("/proc", pid, "cmdline").exists() or not Path("/proc", pid, "cmdline").read_bytes()
 
-    def test_a_step_is_ended_when_the_time_is_over(self, capfd: pytest.CaptureFixture[str]) -> None:
-        assert steps.run_all([python("import time; time.sleep(600)")], limit=0.5) == 124
-        assert "are over during a step" in capfd.readouterr().out
+    def test_steps_are_ended_when_the_time_is_over(self, capfd: pytest.CaptureFixture[str]) -> None:
+        sleeps = python("import time; time.sleep(600)")
+        assert steps.run_all([(sleeps, sleeps)], limit=0.5) == 124
+        out = capfd.readouterr().out
+        assert "are over during a step, a step\n" in out
+        assert out.count(": status 124\n") == 2
 
     def test_temporary_files_are_removed(self, capfd: pytest.CaptureFixture[str]) -> None:
         code = "import tempfile; print(tempfile.mkdtemp())"
-        assert steps.run_all([python(code)], limit=60) == 0
+        assert steps.run_all([(python(code),)], limit=60) == 0
         made = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("/"))
         assert not Path(made).parent.exists()
 
-    def test_stress_takes_the_marked_tests_in(self) -> None:
-        plain, stress = ({step.name: step.args for step in steps.steps(stress=on)} for on in (False, True))
-        assert plain["tests"] == ("tests",)
-        assert stress["tests"] == ("tests", "-m", "not nightly")
+    def test_stress_takes_the_marked_tests_in_and_loads_the_machine_by_itself(self) -> None:
+        plain, stress = (
+            [[step.args for step in stage if step.module == "pytest"] for stage in steps.stages(stress=on)]
+            for on in (False, True)
+        )
+        esper, others, examples = (
+            ("tests/esper",),
+            ("tests", "--ignore=tests/esper"),
+            ("--ddp-world-size=4", "examples/"),
+        )
+        assert plain == [[], [], [], [esper, others], [examples]]
+        chosen = ("-m", "not nightly")
+        assert stress == [[], [], [], [(*esper, *chosen)], [(*others, *chosen)], [(*examples, *chosen)]]
