@@ -19,7 +19,17 @@ _POINTS = ("plateau_points", "failing_points", "min_contribution", "prune_penalt
 
 @dataclass(frozen=True, slots=True)
 class HeuristicConfig:
-    """Thresholds of the heuristic controller. Accuracies in points, losses relative."""
+    """Thresholds of the heuristic controller. Accuracies in points, losses relative.
+
+    A blueprint has a penalty: each prune of it adds `prune_penalty`, a fossil of it clears it. When its turn
+    comes with a penalty of `penalty_limit` or more, the turn goes to the next one and the penalty is
+    multiplied by `penalty_decay`. With the defaults, 2 a prune, halved, and a limit of 3: the first prune
+    costs nothing (2 < 3); from the second in a row on (4, then 4 -> 2 -> 4) a blueprint is left out of every
+    other turn, that is for as long as the seed that takes its place is under way. (Halved each epoch it
+    would never reach the limit: two prunes of one blueprint are at least 7 epochs apart when one seed grows
+    at a time, and 2 / 2**7 + 2 < 3.)
+    When all are left out, nothing germinates in that epoch, and the penalties have faded by a step.
+    """
 
     blueprints: tuple[str, ...] = ("norm", "conv_light")  # in the order of their turns
     plateau_epochs: int = 3
@@ -33,8 +43,8 @@ class HeuristicConfig:
     max_holding_epochs: int = 10
     max_growing: int = 1  # seeds under way at the same time
     prune_penalty: float = 2.0
-    penalty_decay: float = 0.5  # per epoch
-    penalty_limit: float = 3.0  # from here on a blueprint is skipped
+    penalty_decay: float = 0.5  # per turn that is passed over, below 1
+    penalty_limit: float = 3.0  # from here on a turn is passed over
 
     def __post_init__(self) -> None:
         if not self.blueprints:
@@ -45,6 +55,13 @@ class HeuristicConfig:
             check_number(f"heuristic.{name}", getattr(self, name), 0.0, 1.0)
         for name in _POINTS:
             check_number(f"heuristic.{name}", getattr(self, name))
+        if self.penalty_decay == 1.0:
+            raise ConfigError(
+                "heuristic.penalty_decay", 1.0, "in [0, 1): with 1 no blueprint would come back"
+            )
+        if self.penalty_limit <= 0.0:
+            accepted = "above 0: with less a blueprint that was never pruned would be passed over"
+            raise ConfigError("heuristic.penalty_limit", self.penalty_limit, accepted)
 
 
 @dataclass
@@ -57,8 +74,7 @@ class HeuristicController:
     _penalties: dict[str, float] = field(default_factory=dict, init=False)
 
     def decide(self, signals: EpochSignals) -> Decision:
-        """What to do after this epoch. Call it once an epoch: penalties fade with each call."""
-        self._fade()
+        """What to do after this epoch. Call it once an epoch: turns are taken with each call."""
         actions = [action for view in signals.slots if (action := self._on_seed(view)) is not None]
         germination = self._germination(signals)
         if germination is not None:
@@ -88,15 +104,23 @@ class HeuristicController:
             case Stage.GERMINATED:
                 return Advance(record.slot_id)
             case Stage.TRAINING:
-                return self._prune(view) if self._failing(view) else Advance(record.slot_id)
+                return self._on_training(view)
             case Stage.BLENDING:
                 return Advance(record.slot_id) if record.alpha_mode == AlphaMode.HOLD else None
             case Stage.HOLDING:
                 return self._on_holding(view)
         return None
 
+    def _on_training(self, view: SlotView) -> Action:
+        # Waiting on for its gate would hold up growth for as long as the run lasts.
+        overdue = view.record.epochs_in_stage >= self.gates.max_training_epochs
+        if self._failing(view) or (overdue and not gate_for(view, self.gates).passed):
+            return self._prune(view)
+        return Advance(view.record.slot_id)
+
     def _on_holding(self, view: SlotView) -> Action | None:
         if gate_for(view, self.gates).passed:
+            self._penalties.pop(str(view.record.blueprint), None)
             return Advance(view.record.slot_id)
         contribution = view.measurement.contribution
         useless = contribution is not None and contribution < self.config.min_contribution
@@ -114,11 +138,6 @@ class HeuristicController:
         if blueprint in self.config.blueprints:
             self._penalties[blueprint] = self._penalties.get(blueprint, 0.0) + self.config.prune_penalty
         return Prune(view.record.slot_id)
-
-    def _fade(self) -> None:
-        faded = {name: value * self.config.penalty_decay for name, value in self._penalties.items()}
-        # Dropped when negligible, so that the state does not carry denormals along for ever.
-        self._penalties = {name: value for name, value in faded.items() if value > 1e-6}
 
     def _germination(self, signals: EpochSignals) -> Germinate | None:
         records = [view.record for view in signals.slots]
@@ -151,9 +170,11 @@ class HeuristicController:
 
     def _next_blueprint(self) -> str | None:
         names = self.config.blueprints
-        for offset in range(len(names)):
-            name = names[(self._turn + offset) % len(names)]
-            if self._penalties.get(name, 0.0) < self.config.penalty_limit:
-                self._turn = (self._turn + offset + 1) % len(names)
+        for _ in names:
+            name = names[self._turn]
+            self._turn = (self._turn + 1) % len(names)
+            penalty = self._penalties.get(name, 0.0)
+            if penalty < self.config.penalty_limit:
                 return name
+            self._penalties[name] = penalty * self.config.penalty_decay
         return None

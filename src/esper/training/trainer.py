@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from esper.control.actions import Decision
+from esper.control.heuristic import HeuristicController
 from esper.control.signals import EpochSignals
 from esper.distributed.agreement import Agreed, Agreement
 from esper.distributed.digest import stable_digest
@@ -22,6 +23,7 @@ from esper.distributed.growth import growth_rng_digest
 from esper.distributed.loaders import require_equal_batches
 from esper.distributed.replicate import replicate
 from esper.distributed.rows import AgreementRecord
+from esper.errors import ConfigError
 from esper.lifecycle.gates import GateVerdict
 from esper.lifecycle.metrics import GradientTrend, MetricSums, SlotMeasurement
 from esper.model import GrownModel
@@ -74,7 +76,13 @@ class Trainer:
         *,
         group: dist.ProcessGroup | None = None,
     ) -> None:
-        """Collective: every rank, same order. Makes the agreement's process groups."""
+        """Collective: every rank, same order. Makes the agreement's process groups.
+
+        Raises ConfigError for a heuristic controller that was made with other gates than the config's.
+        """
+        if isinstance(controller, HeuristicController) and controller.gates != config.gates:
+            # A seed whose gate only the controller sees open would be told to advance for ever.
+            raise ConfigError("controller.gates", controller.gates, f"the config's gates, {config.gates}")
         self.model, self.task, self.controller, self.config = model, task, controller, config
         self.agreement = Agreement(group, config.agreement)
         self.optimizer = make_optimizer(model.parameters(), config.optimizer)

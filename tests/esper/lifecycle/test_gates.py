@@ -104,6 +104,32 @@ def test_strict_blending_does_not_ask_for_health() -> None:
     assert verdict(Stage.BLENDING, gradient_health=None, exploding=True).passed
 
 
+@pytest.mark.parametrize("improvement", [0.0, -3.0, None, math.nan])
+def test_from_some_epoch_on_blending_asks_for_health_instead_of_the_hosts_gain(
+    improvement: float | None,
+) -> None:
+    late: dict[str, Any] = {"improvement": improvement, "epochs_in_stage": 20}
+    assert not verdict(Stage.BLENDING, **{**late, "epochs_in_stage": 19}).passed
+    assert verdict(Stage.BLENDING, **late).passed
+    short: list[dict[str, Any]] = [
+        {"gradient_ratio": 0.09},
+        {"gradient_health": 0.69},
+        {"gradient_health": None},
+        {"exploding": True},
+    ]
+    for changes in short:
+        assert not verdict(Stage.BLENDING, **late, **changes).passed
+    found = verdict(Stage.BLENDING, **{**late, "improvement": None}).checks[0]
+    assert (found.name, found.found) == (
+        "improvement",
+        "never measured; not asked for from epoch 20 in the stage on",
+    )
+
+
+def test_a_host_that_gains_is_asked_for_it_alone_whenever() -> None:
+    assert verdict(Stage.BLENDING, epochs_in_stage=50, gradient_health=None).passed
+
+
 def test_alpha_at_target_0_is_not_full() -> None:
     assert not verdict(Stage.HOLDING, alpha=0.0, alpha_target=0.0).passed
 
@@ -197,6 +223,8 @@ def test_a_verdict_is_its_checks_and_a_score_in_range(
         ("min_improvement", math.nan),
         ("min_training_epochs", -1),
         ("min_training_epochs", 1.5),
+        ("max_training_epochs", 9),
+        ("max_training_epochs", 20.0),
         ("min_gradient_ratio", math.inf),
         ("min_gradient_health", "0.7"),
         ("min_blending_epochs", True),

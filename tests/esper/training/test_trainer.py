@@ -13,7 +13,15 @@ from torch import nn
 
 from esper.control import Action, Advance, Decision, EpochSignals, Germinate, HeuristicController, Prune
 from esper.distributed.growth import Birth
-from esper.errors import EsperError, GrowthFailed, LifecycleDivergence, LoaderMismatch, SlotEmpty, UnknownSlot
+from esper.errors import (
+    ConfigError,
+    EsperError,
+    GrowthFailed,
+    LifecycleDivergence,
+    LoaderMismatch,
+    SlotEmpty,
+    UnknownSlot,
+)
 from esper.lifecycle.gates import GateVerdict
 from esper.lifecycle.metrics import MetricSums
 from esper.lifecycle.record import SlotRecord
@@ -62,6 +70,13 @@ def test_one_process_trains_without_a_group_and_repeats_itself() -> None:
     assert not first.same_as(_trainer(short_config(epochs=6, seed=1)).run())
     assert first.accuracy > 50.0
     assert torch.equal(state, torch.get_rng_state())  # nothing draws from the global generator
+
+
+def test_a_controller_with_other_gates_than_the_trainers_is_refused() -> None:
+    config = short_config()
+    task = load_digits_task(batch_size=32, seed=0)
+    with pytest.raises(ConfigError, match=r"controller\.gates=GateConfig\(.*min_training_epochs=10"):
+        Trainer(build_model(config), task, HeuristicController(config.heuristic), config)
 
 
 def test_two_ranks_end_bit_equal() -> None:
