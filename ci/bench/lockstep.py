@@ -2,13 +2,15 @@
 
     .venv/bin/python ci/bench/lockstep.py [--rounds N] [--json FILE]
 
-Blocks in each state alternate within one run, so that the machine's drift meets all; medians with their
-spread (10th to 90th percentile) are printed, by the wall clock and by the calling thread's CPU time. A floor
-is measured beside: the bounce of torch's dispatcher through a Python kernel that does nothing.
+Blocks in each state alternate within one run, in the same processes, so that the machine's drift and the
+place of their memory meet all; medians with their spread (10th to 90th percentile) are printed, by the wall
+clock and by the calling thread's CPU time. A floor is measured beside, the bounce of torch's dispatcher
+through a Python kernel that does nothing, and the noise: the bare state a second time.
 
-The steps of each state are those of four ranks of its own, which wait while the others run: a process that
-changed its state would pay for the change, since an interpreter whose types are patched forgets what it knows
-of them, and a program under lockstep never changes.
+While ranks are recorded this process watches them, as `esper.lockstep run` would, and takes processor time.
+Between the states only torch's kernels and the model's forward change: what is patched in torch's classes
+stays, since an interpreter whose types are patched forgets what it knows of them, and a program under
+lockstep never changes.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import itertools
 import json
 import math
 import os
+import selectors
 import statistics
 import sys
 import tempfile
@@ -28,17 +31,22 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
+from types import MethodType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import _get_default_group
+from torch.nn.parallel import DistributedDataParallel
 
 from esper.distributed.replicate import replicate
+from esper.lockstep.proof.finding import Patience
 from esper.lockstep.rank.intercept import Interception
 from esper.lockstep.rank.recorder import Recorder
 from esper.lockstep.record.ledger import Ledger
+from esper.lockstep.run.apart import ApartWatch
+from esper.lockstep.run.supervisor import Supervisor
 from esper.training import TrainConfig, build_model
 from esper.training.epoch import train_on
 from esper.training.optimizer import make_optimizer
@@ -47,9 +55,11 @@ from esper.training.tasks import Batch, load_digits_task
 CALLS = 400
 RANKS = 4
 BLOCK = 8  # steps between two changes
-GENERATIONS = 8
-SETTLING = 4  # rounds of blocks before the first that counts
-STATES = ("bare", "empty kernel", "recorded")
+SETTLING = 2  # steps after a change that don't count
+GENERATIONS = 4
+FIRST_ROUNDS = 4  # don't count
+POLL = 0.004  # seconds between two looks of `esper.lockstep run`
+STATES = ("bare", "bare again", "empty kernel", "recorded")
 # A collective waits for threads of gloo, which wake sooner or later; the caller's own time is steadier.
 CLOCKS = {"wall clock": time.perf_counter, "CPU of the calling thread": time.thread_time}
 Times = dict[str, dict[str, list[float]]]  # by clock and state
@@ -66,18 +76,27 @@ class Switch:
     """Puts a process into one of the states that are compared."""
 
     def __init__(self, run_dir: Path, rank: int, world_size: int) -> None:
-        self._interception = Interception(Recorder(Ledger(run_dir, rank, world_size)))
+        self._bare_forward: Any = DistributedDataParallel.forward
+        interception = Interception(Recorder(Ledger(run_dir, rank, world_size)))
+        interception.install()
+        interception.begin("bench")
+        self._kernels = interception.kernels
+        self._kernels.uninstall()
 
     @contextmanager
-    def __call__(self, state: str) -> Iterator[None]:
-        if state == "recorded":
-            self._interception.install()
+    def __call__(self, state: str, model: DistributedDataParallel | None = None) -> Iterator[None]:
         library = empty_kernel() if state == "empty kernel" else None
+        if state == "recorded":
+            self._kernels.install()
+        elif model is not None:
+            vars(model)["forward"] = MethodType(self._bare_forward, model)
         try:
             yield
         finally:
             if state == "recorded":
-                self._interception.uninstall()
+                self._kernels.uninstall()
+            elif model is not None:
+                del vars(model)["forward"]
             if library is not None:
                 library._destroy()
 
@@ -114,80 +133,104 @@ def collective(rounds: int, run_dir: Path) -> Times:
     return found
 
 
-def steps(rank: int, state: str, run_dir: Path, orders: Connection) -> None:
-    """In a rank of one state: a block of training steps for each order, answered by the mean of a step's
+def steps(rank: int, run_dir: Path, orders: Connection) -> None:
+    """In a rank: for each state that is ordered a block of training steps, answered by the mean of a step's
     times.
     """
     torch.set_num_threads(1)
-    folder = run_dir / state.replace(" ", "-")
-    folder.mkdir(exist_ok=True)
+    switch = Switch(run_dir, rank, RANKS)
     dist.init_process_group(
-        "gloo", store=FileStore(str(folder / "store"), RANKS), rank=rank, world_size=RANKS
+        "gloo", store=FileStore(str(run_dir / "store"), RANKS), rank=rank, world_size=RANKS
     )
     config = TrainConfig()
     task = load_digits_task(batch_size=config.batch_size, seed=0, rank=rank, world_size=RANKS)
     batches = list(task.train_batches(1))
+    model = replicate(build_model(config), _get_default_group())
+    optimizer = make_optimizer(model.parameters(), config.optimizer)
 
     def blocks() -> Iterator[Batch]:
         """Batches, and the clock: a step begins where its batch is taken and ends where the next one is."""
         following = itertools.cycle(batches)
-        while orders.recv():
-            dist.barrier()
-            yield next(following)  # the first finds the processor's caches cold
-            found, clock = no_times(), Clock()
-            yield from itertools.islice(following, BLOCK)
-            clock.stop(found, state, BLOCK)
+        while (state := orders.recv()) is not None:
+            with switch(state, model):
+                dist.barrier()
+                yield from itertools.islice(following, SETTLING)
+                found, clock = no_times(), Clock()
+                yield from itertools.islice(following, BLOCK)
+                clock.stop(found, state, BLOCK)
             orders.send([found[of][state][0] for of in CLOCKS])
 
-    with Switch(folder, rank, RANKS)(state):
-        model = replicate(build_model(config), _get_default_group())
-        optimizer = make_optimizer(model.parameters(), config.optimizer)
-        train_on(model, blocks(), optimizer, clip=config.optimizer.clip, after_backward=lambda: None)
+    train_on(model, blocks(), optimizer, clip=config.optimizer.clip, after_backward=lambda: None)
     os._exit(0)
 
 
-def training(rounds: int, run_dir: Path) -> Times:
-    """Seconds of a digits step at four ranks: means over the ranks, since they end each step together.
-
-    Two sets of ranks in one state differ by some per cent for as long as they live (where their memory lies),
-    so there are `GENERATIONS` of them.
+def training(rounds: int, run_dir: Path) -> tuple[Times, float]:
+    """Seconds of a digits step at four ranks, means over the ranks, since they end each step together; and
+    the seconds of CPU that watching them took for each.
     """
-    means = no_times()
+    means, watching = no_times(), []
     for generation in range(GENERATIONS):
         folder = run_dir / f"generation{generation}"
         folder.mkdir()
-        one = lifetime(max(1, rounds // GENERATIONS), folder, Random(generation))
+        times, seconds = lifetime(max(2, rounds // GENERATIONS), folder, Random(generation))
+        watching.append(seconds)
         for of, state in itertools.product(CLOCKS, STATES):
-            means[of][state] += one[of][state]
-    return means
+            means[of][state] += times[of][state]
+    return means, statistics.median(watching)
 
 
-def lifetime(rounds: int, run_dir: Path, orders: Random) -> Times:
-    """Of one set of ranks in each state."""
+def lifetime(rounds: int, run_dir: Path, orders: Random) -> tuple[Times, float]:
+    """Of one set of ranks."""
     context = get_context("fork")
-    ranks: dict[str, list[Connection]] = {state: [] for state in STATES}
+    ranks: list[Connection] = []
     processes = []
-    for state, rank in itertools.product(STATES, range(RANKS)):
+    for rank in range(RANKS):
         ours, theirs = context.Pipe()
-        process = context.Process(target=steps, args=(rank, state, run_dir, theirs))
+        process = context.Process(target=steps, args=(rank, run_dir, theirs))
         process.start()
         theirs.close()  # so that the end of a rank is seen here
-        ranks[state].append(ours)
+        ranks.append(ours)
         processes.append(process)
+    watch = Watch(run_dir, [process.pid or 0 for process in processes])
     means = no_times()
-    for count in range(SETTLING + rounds):
+    for count in range(FIRST_ROUNDS + rounds):
         for state in orders.sample(STATES, len(STATES)):
-            for one in ranks[state]:
-                one.send(True)
-            found = [one.recv() for one in ranks[state]]
-            if count >= SETTLING:
+            for one in ranks:
+                one.send(state)
+            if state == "recorded":
+                watch.until_all_answer(ranks)
+            found = [one.recv() for one in ranks]
+            if count >= FIRST_ROUNDS:
                 for of, times in zip(CLOCKS, zip(*found, strict=True), strict=True):
                     means[of][state].append(statistics.fmean(times))
-    for one in itertools.chain.from_iterable(ranks.values()):
-        one.send(False)
+    for one in ranks:
+        one.send(None)
     for process in processes:
         process.join()
-    return means
+    return means, watch.cpu / ((FIRST_ROUNDS + rounds) * (SETTLING + BLOCK))
+
+
+class Watch:
+    """What `esper.lockstep run` does while its ranks run."""
+
+    def __init__(self, run_dir: Path, pids: list[int]) -> None:
+        self._supervisor = Supervisor(run_dir, pids, patience=Patience(30.0, 30.0))
+        self._apart = ApartWatch(self._supervisor.view, pids, 30.0)
+        self.cpu = 0.0  # seconds
+
+    def until_all_answer(self, ranks: list[Connection]) -> None:
+        """Look at the ranks until all have sent something."""
+        begun = time.thread_time()
+        with selectors.DefaultSelector() as selector:
+            for one in ranks:
+                selector.register(one, selectors.EVENT_READ)
+            while selector.get_map():
+                for key, _ in selector.select(POLL):
+                    selector.unregister(key.fileobj)
+                found = self._supervisor.poll() or self._supervisor.broken
+                assert found is None, found
+                self._apart.stuck(time.monotonic())
+        self.cpu += time.thread_time() - begun
 
 
 class Clock:
@@ -242,18 +285,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=300, help="blocks of 8 steps in each state")
+    parser.add_argument("--rounds", type=int, default=600, help="blocks of 8 steps in each state")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         # The ranks are forked first: gloo's threads of the one-rank part must not be there then.
-        train = training(options.rounds, Path(folder))
-        one = collective(max(1, options.rounds // 30), Path(folder))
+        train, watching = training(options.rounds, Path(folder))
+        one = collective(max(1, options.rounds // 60), Path(folder))
     result = {
         "collective": report("all_reduce at one rank", one),
         "step": report(f"digits step at {RANKS} ranks", train),
     }
+    result["step"]["watching_us"] = watching * 1e6
+    print(f"watching them: {watching * 1e6:.1f} us of CPU a step")
     added = max(result["collective"][f"{of}, recorded"]["added_us"] for of in CLOCKS)
     share = result["step"]["wall clock, recorded"]["ratio"]
     print(f"a collective: {added:.1f} us more by the worse clock (at most 25)")

@@ -71,13 +71,13 @@ def load() -> ModuleType | None:
     return module
 
 
-def kernels_of(interception: Any) -> Any:
-    """The compiled kernels of an interception, none added yet; None where they are not built."""
-    module, ledger = load(), interception.recorder.ledger
+def kernels_of(kernels: Any) -> Any:
+    """The compiled ones beside those in Python, none added yet; None where they are not built."""
+    module, ledger = load(), kernels.recorder.ledger
     if module is None:
         return None
     return module.Kernels(
-        interception,
+        kernels,
         str(ledger.path),
         HEADER_SIZE,
         RECORD_SIZE,

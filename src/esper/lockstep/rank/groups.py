@@ -35,6 +35,7 @@ class Groups:
         self._generation: dict[str, int] = {}
         self._undo: list[Callable[[], None]] = []
         self.joining: Joining = lambda args, kwargs, frame: nullcontext()
+        self.forgetting: Callable[[], None] = lambda: None  # called when a group has been left
         # The process is in a job whose peers are only simulated: nothing is recorded.
         self.foreign = False
         # The process is in a job in which it is not the rank that it was started as: one of several jobs in
@@ -155,6 +156,7 @@ class Groups:
         record = self._known.pop(name, None)
         key = self._key(name, world=group is dist.group.WORLD) if record is None else record.key
         self._channels.pop(key, None)
+        self.forgetting()
         self._recorder.destroyed(key, site)
 
     def install(self, before_end: Callable[[GroupRecord | None, FrameType], None]) -> None:

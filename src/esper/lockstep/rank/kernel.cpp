@@ -7,6 +7,9 @@
 // here, into a mapping of the ledger's file. Between two calls into the interpreter nothing else runs, so the
 // record's number and its content are one step, as in Ledger.append. Built by compiled.py.
 
+#include <Python.h>
+#include <structmember.h>  // first, as Python asks
+
 #include <fcntl.h>
 #include <pthread.h>
 #include <sys/mman.h>
@@ -47,8 +50,48 @@ struct Operator {
   int number, group, data, reduce_op, async_op, root;  // positions, -1 where it has no such argument
 };
 
+// An attribute that its class names in __slots__: read and written where it lies, since a look-up by name is
+// some cache misses in a program that has data of its own.
+class Slot {
+ public:
+  Slot(const py::handle& type, const char* name) {
+    const py::object found = type.attr(name);
+    if (Py_TYPE(found.ptr()) != &PyMemberDescr_Type) {
+      throw std::runtime_error(std::string("the compiled kernel needs a slot ") + name);
+    }
+    offset_ = reinterpret_cast<PyMemberDescrObject*>(found.ptr())->d_member->offset;
+  }
+  uint64_t get(const py::handle& holder) const {
+    const uint64_t value = PyLong_AsUnsignedLongLong(*at(holder));
+    if (PyErr_Occurred() != nullptr) {
+      throw py::error_already_set();
+    }
+    return value;
+  }
+  void set(const py::handle& holder, uint64_t value) const {
+    PyObject* number = PyLong_FromUnsignedLongLong(value);
+    if (number == nullptr) {
+      throw py::error_already_set();
+    }
+    PyObject* before = std::exchange(*at(holder), number);
+    Py_XDECREF(before);
+  }
+
+ private:
+  PyObject** at(const py::handle& holder) const {
+    return reinterpret_cast<PyObject**>(reinterpret_cast<char*>(holder.ptr()) + offset_);
+  }
+  Py_ssize_t offset_;
+};
+
+struct Group {  // one that this rank has met
+  c10::weak_intrusive_ptr<c10d::ProcessGroup> held;  // or another may come to lie at its address
+  py::object record, acquire, release;
+  uint32_t key_id;
+};
+
 struct Call {  // what is known of a call before it is numbered
-  py::object group;
+  std::shared_ptr<const Group> group;
   const at::Tensor* data = nullptr;  // the first one; on the stack
   std::string key;
   int64_t elements = 0, root = -1, reduce_op = -1;
@@ -90,10 +133,8 @@ void add(std::string& key, T value) {
 
 // Names of attributes, made once: each look-up by a C string would make its own.
 struct Names {
-  PyObject *count = name("_count"), *next = name("next"), *chain = name("chain"), *before = name("chain_before"),
-           *key_id = name("key_id"), *lock = name("lock"), *acquire = name("acquire"), *release = name("release"),
-           *tag = name("tag"), *detached = name("detached"), *foreign = name("foreign"),
-           *interposer = name("interposer"), *uncounted = name("uncounted_threads"), *most = name("most");
+  PyObject *tag = name("tag"), *foreign = name("foreign"), *uncounted = name("uncounted_threads"),
+           *most = name("most");
   static PyObject* name(const char* text) { return PyUnicode_InternFromString(text); }
 };
 
@@ -105,24 +146,17 @@ py::object get(const py::handle& holder, PyObject* name) {
   return py::reinterpret_steal<py::object>(found);
 }
 
-void set(const py::handle& holder, PyObject* name, PyObject* value) {
-  const py::object owned = py::reinterpret_steal<py::object>(value);
-  if (!owned || PyObject_SetAttr(holder.ptr(), name, value) != 0) {
-    throw py::error_already_set();
-  }
-}
-
 class Lock {  // a group's: held over the redispatch, or two threads swap numbers and calls
  public:
-  Lock(py::object lock, const Names& names) : lock_(std::move(lock)), names_(names) {
-    PyObject* done = PyObject_CallMethodNoArgs(lock_.ptr(), names_.acquire);
+  explicit Lock(const Group& group) : group_(group) {
+    PyObject* done = PyObject_CallNoArgs(group.acquire.ptr());
     if (done == nullptr) {  // Ctrl-C, while another thread had it
       throw py::error_already_set();
     }
     Py_DECREF(done);
   }
   ~Lock() {
-    PyObject* done = PyObject_CallMethodNoArgs(lock_.ptr(), names_.release);
+    PyObject* done = PyObject_CallNoArgs(group_.release.ptr());
     if (done == nullptr) {
       PyErr_Clear();
     }
@@ -132,31 +166,38 @@ class Lock {  // a group's: held over the redispatch, or two threads swap number
   Lock& operator=(const Lock&) = delete;
 
  private:
-  py::object lock_;
-  const Names& names_;
+  const Group& group_;
 };
 
-struct Objects {  // Python's, of an installed interception
-  explicit Objects(py::object installed)
-      : interception(std::move(installed)),
-        recorder(interception.attr("recorder")),
+struct Objects {  // Python's, beside the compiled kernels
+  explicit Objects(py::object beside)
+      : python(std::move(beside)),
+        recorder(python.attr("recorder")),
         ledger(recorder.attr("ledger")),
-        groups(interception.attr("groups")),
+        groups(python.attr("groups")),
         known_groups(groups.attr("known")),
-        works(interception.attr("works")),
+        works(python.attr("works")),
         known_works(works.attr("known")),
         current(py::module_::import("esper.lockstep.tags").attr("current")),
         thread_count(py::module_::import("_thread").attr("_count")) {}
 
-  py::object interception, recorder, ledger, groups, known_groups, works, known_works, current, thread_count;
+  py::object python, recorder, ledger, groups, known_groups, works, known_works, current, thread_count;
   std::vector<py::object> codes, kernels;
+  std::unordered_map<const c10d::ProcessGroup*, std::shared_ptr<const Group>> met;
+};
+
+struct Slots {  // of GroupRecord and Ledger
+  Slots(const py::handle& group, const py::handle& ledger)
+      : next(group, "next"), chain(group, "chain"), before(group, "chain_before"), count(ledger, "_count") {}
+  Slot next, chain, before, count;
 };
 
 class Rank {  // one rank's objects and ledger
  public:
-  Rank(py::object interception, const std::string& ledger, size_t header, size_t capacity, size_t count_at,
+  Rank(py::object python, const std::string& ledger, size_t header, size_t capacity, size_t count_at,
        size_t threads_at, std::string api)
-      : objects_(std::make_unique<Objects>(std::move(interception))),
+      : objects_(std::make_unique<Objects>(std::move(python))),
+        slots_(py::module_::import("esper.lockstep.rank.recorder").attr("GroupRecord"), py::type::of(objects_->ledger)),
         header_(header),
         capacity_(capacity),
         count_at_(count_at),
@@ -188,8 +229,7 @@ class Rank {  // one rank's objects and ledger
 
   // Nothing: the Python kernel's to do.
   std::optional<Call> look(const Operator& op, const c10::Stack& stack, size_t first) {
-    if (get(objects_->interception, names_.detached).ptr() != Py_False || get(objects_->groups, names_.foreign).ptr() != Py_False ||
-        !get(objects_->interception, names_.interposer).is_none() || PyEval_GetFrame() == nullptr) {
+    if (!usual || PyEval_GetFrame() == nullptr) {
       return std::nullopt;
     }
     PyObject* handled = PyErr_GetHandledException();
@@ -202,15 +242,8 @@ class Rank {  // one rank's objects and ledger
     }
     Call call;
     const auto group = stack[first + op.group].toCustomClass<c10d::ProcessGroup>();
-    const std::string& name = group->getGroupName();
-    const py::object text = py::reinterpret_steal<py::object>(PyUnicode_FromStringAndSize(name.data(), name.size()));
-    PyObject* known = text ? PyDict_GetItemWithError(objects_->known_groups.ptr(), text.ptr()) : nullptr;
-    if (known == nullptr) {
-      PyErr_Clear();
-      return std::nullopt;
-    }
-    call.group = py::reinterpret_borrow<py::object>(known);
-    if (!measure(stack[first + op.data], call.data, call.elements) || call.data == nullptr) {
+    call.group = met(group);
+    if (!call.group || !measure(stack[first + op.data], call.data, call.elements) || call.data == nullptr) {
       return std::nullopt;
     }
     if (op.reduce_op >= 0) {
@@ -250,7 +283,7 @@ class Rank {  // one rank's objects and ledger
     if (known != calls_.end()) {
       return known->second;
     }
-    const auto parts = objects_->interception.attr("identify")(op.op, call.reduce_op, py::cast(*call.data), call.elements, call.root)
+    const auto parts = objects_->python.attr("identify")(op.op, call.reduce_op, py::cast(*call.data), call.elements, call.root)
                            .cast<std::tuple<uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint64_t>>();
     const Identity identity{std::get<0>(parts), std::get<1>(parts), std::get<2>(parts),
                             std::get<3>(parts), std::get<4>(parts), std::get<6>(parts)};
@@ -292,22 +325,20 @@ class Rank {  // one rank's objects and ledger
   }
 
   uint64_t write(const Call& call, const Identity& parts, uint32_t site, uint32_t flags) {
-    const py::handle group = call.group;
-    const auto sequence = get(group, names_.next).cast<uint64_t>();
-    const auto before = get(group, names_.chain).cast<uint64_t>();
-    const auto key_id = get(group, names_.key_id).cast<uint32_t>();
+    const py::handle group = call.group->record;
+    const uint64_t sequence = slots_.next.get(group), before = slots_.chain.get(group);
     const uint64_t chain = before * STEP + parts.signature;
-    set(group, names_.next, PyLong_FromUnsignedLongLong(sequence + 1));
-    set(group, names_.before, PyLong_FromUnsignedLongLong(before));
-    set(group, names_.chain, PyLong_FromUnsignedLongLong(chain));
+    slots_.next.set(group, sequence + 1);
+    slots_.before.set(group, before);
+    slots_.chain.set(group, chain);
     if ((flags & WAITED) != 0) {
       const auto threads = objects_->thread_count().cast<uint32_t>() + 1 +
                            static_cast<uint32_t>(get(objects_->recorder, names_.uncounted).ptr() == Py_True);
       std::memcpy(map_ + threads_at_, &threads, sizeof(threads));
     }
-    const auto number = get(objects_->ledger, names_.count).cast<uint64_t>();
-    set(objects_->ledger, names_.count, PyLong_FromUnsignedLongLong(number + 1));
-    const Record record{0,          key_id,    static_cast<uint32_t>(sequence), parts.op, parts.reduce_op,
+    const uint64_t number = slots_.count.get(objects_->ledger);
+    slots_.count.set(objects_->ledger, number + 1);
+    const Record record{0,          call.group->key_id, static_cast<uint32_t>(sequence), parts.op, parts.reduce_op,
                         parts.dtype, parts.shape, site, parts.tag, 0,
                         static_cast<int32_t>(call.root), -1, static_cast<uint64_t>(call.elements), chain, now(),
                         0.0, 0.0, 0.0, native_thread(), flags};
@@ -334,15 +365,37 @@ class Rank {  // one rank's objects and ledger
   [[noreturn]] void failed(const Call& call, uint64_t number) {
     torch::translate_exception_to_python(std::current_exception());
     py::error_already_set error;
-    objects_->interception.attr("not_taken")(error.value(), number, call.group);
+    objects_->python.attr("not_taken")(error.value(), number, call.group->record);
     throw error;
   }
 
   py::handle keep(py::object kernel) { return objects_->kernels.emplace_back(std::move(kernel)); }
 
-  Lock lock(const Call& call) { return {get(call.group, names_.lock), names_}; }
+  void forget_groups() { objects_->met.clear(); }
+
+  bool usual = true;  // nothing stands between the program and its collectives
 
  private:
+  // Null: not one that has been recorded yet.
+  std::shared_ptr<const Group> met(const c10::intrusive_ptr<c10d::ProcessGroup>& group) {
+    const auto kept = objects_->met.find(group.get());
+    if (kept != objects_->met.end()) {
+      return kept->second;
+    }
+    const std::string& name = group->getGroupName();
+    const py::object text = py::reinterpret_steal<py::object>(PyUnicode_FromStringAndSize(name.data(), name.size()));
+    PyObject* known = text ? PyDict_GetItemWithError(objects_->known_groups.ptr(), text.ptr()) : nullptr;
+    if (known == nullptr || get(objects_->groups, names_.foreign).ptr() != Py_False) {
+      PyErr_Clear();
+      return nullptr;
+    }
+    const auto record = py::reinterpret_borrow<py::object>(known);
+    const py::object lock = record.attr("lock");
+    return objects_->met[group.get()] = std::make_shared<const Group>(
+               Group{c10::weak_intrusive_ptr<c10d::ProcessGroup>(group), record, lock.attr("acquire"),
+                     lock.attr("release"), record.attr("key_id").cast<uint32_t>()});
+  }
+
   const Code& about(const py::object& code) {
     const auto known = codes_.find(code.ptr());
     if (known != codes_.end()) {
@@ -384,6 +437,7 @@ class Rank {  // one rank's objects and ledger
 
   Names names_;
   std::unique_ptr<Objects> objects_;
+  Slots slots_;
   size_t header_, capacity_, count_at_, threads_at_, size_ = 0;
   std::string api_;
   char* map_ = nullptr;
@@ -419,7 +473,7 @@ class Functor : public c10::OperatorKernel {
     const uint32_t flags = waited | (native ? NATIVE : 0);
     uint64_t number = 0;
     {
-      const Lock lock = rank_->lock(*call);
+      const Lock lock(*call->group);
       number = rank_->write(*call, parts, site, flags | OFFERED);
       try {
         const py::gil_scoped_release no_gil;
@@ -466,15 +520,15 @@ class Functor : public c10::OperatorKernel {
   py::handle python_;  // kept by its rank
 };
 
-class Kernels {  // those of one interception; gone when this is closed
+class Kernels {  // beside those in Python; gone when this is closed
  public:
-  Kernels(py::object interception, const std::string& ledger, size_t header, size_t record, size_t capacity,
+  Kernels(py::object python, const std::string& ledger, size_t header, size_t record, size_t capacity,
           size_t count_at, size_t threads_at, std::string api)
       : library_(std::make_unique<torch::Library>(torch::Library::IMPL, "c10d", c10::DispatchKey::BackendSelect,
                                                   __FILE__, __LINE__)) {
     TORCH_CHECK(record == sizeof(Record), "a record has ", record, " bytes, the compiled kernel writes ",
                 sizeof(Record));
-    rank_ = std::make_shared<Rank>(std::move(interception), ledger, header, capacity, count_at, threads_at,
+    rank_ = std::make_shared<Rank>(std::move(python), ledger, header, capacity, count_at, threads_at,
                                    std::move(api));
   }
 
@@ -485,6 +539,10 @@ class Kernels {  // those of one interception; gone when this is closed
     library_->impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(
                                      std::make_unique<Functor>(rank_, std::move(about), kept)));
   }
+
+  bool usual() const { return rank_->usual; }
+  void set_usual(bool usual) { rank_->usual = usual; }
+  void forget_groups() { rank_->forget_groups(); }
 
   void close() {
     library_.reset();
@@ -504,5 +562,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   py::class_<Kernels>(module, "Kernels")
       .def(py::init<py::object, const std::string&, size_t, size_t, size_t, size_t, size_t, std::string>())
       .def("add", &Kernels::add)
+      .def_property("usual", &Kernels::usual, &Kernels::set_usual)
+      .def("forget_groups", &Kernels::forget_groups)
       .def("close", &Kernels::close);
 }

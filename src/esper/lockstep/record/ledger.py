@@ -56,6 +56,12 @@ class Ledger:
     could find taken.
     """
 
+    # The compiled kernel counts records, too, where the number lies.
+    __slots__ = (
+        "_count", "_cut", "_detached", "_ids", "_map", "_next_id", "_strings", "_table",
+        "capacity", "path", "rank", "world_size",
+    )  # fmt: skip
+
     def __init__(self, run_dir: Path, rank: int, world_size: int, capacity: int = DEFAULT_CAPACITY) -> None:
         """Create the two files, mode 0600. Raises LedgerError when the disk has no room for them."""
         path = ledger_path(run_dir, rank)

@@ -103,7 +103,6 @@ class LedgerReader:
         return iter(()) if count == self._read else self._unread(self._map, count)
 
     def _unread(self, view: mmap.mmap, count: int) -> Iterator[Entry]:
-        self._read_strings()
         while self._read < count:
             number = self._read
             fields = RECORD.unpack_from(view, self._at(number))
@@ -204,6 +203,7 @@ class LedgerReader:
         )
 
     def _meaning(self, ids: tuple[int, ...]) -> _Meaning:
+        self._read_strings()  # each is written before the record that names it
         # A string that the disk had no room for, or one of a table that was cut, reads as absent.
         group, op, reduce_op, dtype, shape, site, tag, detail = map(self._strings.get, ids)
         meaning = _Meaning(
@@ -217,7 +217,7 @@ class LedgerReader:
             json.loads(detail) if detail else {},
             legible=all(index in self._strings for index in ids[:4]),
         )
-        if all(index in self._strings for index in ids):  # or what is missing may still come
+        if all(index in self._strings for index in ids):  # what is missing may still come
             if len(self._meanings) >= _MOST_MEANINGS:
                 self._meanings.clear()
             self._meanings[ids] = meaning
