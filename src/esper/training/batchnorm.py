@@ -9,18 +9,30 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def average_statistics(model: nn.Module, mean_: Callable[[Tensor], None]) -> None:
-    """Replace all running means and variances by what `mean_` makes of them, in place, in one flat tensor.
-
-    Nothing is called for a model without such statistics.
-    """
-    statistics = [
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """All running means and variances, in the modules' order: the tensors themselves."""
+    return [
         tensor
         for module in model.modules()
         if isinstance(module, _BatchNorm)
         for tensor in (module.running_mean, module.running_var)
         if tensor is not None
     ]
+
+
+@torch.no_grad()
+def heal(statistics: list[Tensor], good: list[Tensor]) -> None:
+    """Put `good` values where `statistics` are not finite, in place: a nan would stay in them for ever."""
+    for tensor, known in zip(statistics, good, strict=True):
+        tensor.copy_(torch.where(torch.isfinite(tensor), tensor, known))
+
+
+def average_statistics(model: nn.Module, mean_: Callable[[Tensor], None]) -> None:
+    """Replace all running means and variances by what `mean_` makes of them, in place, in one flat tensor.
+
+    Nothing is called for a model without such statistics.
+    """
+    statistics = running_statistics(model)
     if not statistics:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in statistics])

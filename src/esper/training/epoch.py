@@ -15,6 +15,7 @@ from esper.lifecycle.record import SlotRecord
 from esper.lifecycle.stage import Stage
 from esper.model import GrownModel
 from esper.model.gradients import GradientLog
+from esper.training.batchnorm import heal, running_statistics
 from esper.training.tasks import Batch
 
 # Seeds that train and may still advance: what gates ask about is read from their gradients.
@@ -36,8 +37,12 @@ def train_on(
     `after_backward` is called with the gradients as the backward pass left them, before they are clipped.
     Gradients that are not finite, as a seed's nan makes them, are not stepped on: the weights stay as they
     were, and the sums say it. Averaged gradients are the same on all ranks, so all leave the step out.
+    BatchNorm's statistics saw the nan in the forward pass: where they are not finite any more they go back
+    to what they were at first.
     """
     module.train()
+    statistics = running_statistics(module)
+    good = [tensor.clone() for tensor in statistics]
     sums, steps = MetricSums(), 0
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for inputs, classes in batches:
@@ -54,6 +59,8 @@ def train_on(
         if math.isfinite(norm_value):
             optimizer.step()
             steps += 1
+        else:
+            heal(statistics, good)
         sums += MetricSums(loss_value * classes.numel(), int(correct), classes.numel())
     return sums, steps
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from esper.control import Advance, Decision, Germinate
+from esper.control import Advance, Decision, Germinate, Prune
 from esper.errors import TrainingDiverged
 from esper.lifecycle import MetricSums, SlotRecord, Stage
 from esper.model.blueprints import registry
@@ -68,6 +68,17 @@ def test_a_seed_that_is_not_finite_never_reaches_the_hosts_weights() -> None:
     weights = dict(trainer.model.host.named_parameters())
     assert all(torch.isfinite(weight).all() for weight in weights.values())
     assert all(torch.equal(weights[name], each) for name, each in healthy.model.host.named_parameters())
+
+
+@pytest.mark.usefixtures("poison")
+def test_nor_do_its_values_stay_in_the_hosts_statistics() -> None:
+    """Without a governor that would bring them back: once the seed is out, the model is as good as it was."""
+    plan = {**PLAN, 5: Decision((Prune("r0c1"),))}
+    trainer = tiny_trainer(Script(plan), epochs=6, governor={"enabled": False})
+    trainer.run()
+    assert [math.isfinite(result.loss) for result in trainer.history.epochs] == [*[True] * 4, False, True]
+    assert all(torch.isfinite(buffer).all() for buffer in trainer.model.host.buffers())
+    assert math.isfinite(trainer.evaluate().loss)
 
 
 @pytest.mark.usefixtures("poison")
