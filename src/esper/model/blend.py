@@ -19,7 +19,9 @@ def add(host: Tensor, seed: Tensor, alpha: Tensor) -> Tensor:
     At alpha 0 the result is `host` bit for bit, at alpha 1 it is `seed`, for finite values.
     """
     # Under autocast a seed may hand back another dtype than it was given, which lerp refuses.
-    return torch.lerp(host, seed.to(host.dtype), alpha.to(host.dtype))
+    if seed.dtype != host.dtype or alpha.dtype != host.dtype:
+        seed, alpha = seed.to(host.dtype), alpha.to(host.dtype)
+    return torch.lerp(host, seed, alpha)
 
 
 def multiply(host: Tensor, seed: Tensor, read: Tensor, alpha: Tensor) -> Tensor:

@@ -60,6 +60,11 @@ class GrownModel(nn.Module):
         )
         # The same slots, in a plain dict: the way through modules' attributes is long.
         self._by_id = {slot_id: self.slots[slot_id] for slot_id in self.slot_ids}
+        # Those that do something. A model without any goes the host's own way: three empty slots took 40 us
+        # of a step, most of it code of the interpreter's that between convolutions has left the caches.
+        self._active: dict[str, SeedSlot] = {}
+        for slot in self._by_id.values():
+            slot.enlist_in(self._active)
         self.register_buffer("alphas", torch.zeros(len(points)), persistent=False)
         # DistributedDataParallel reads this: the buffer's name in the bare and in a compiled module.
         self._ddp_params_and_buffers_to_ignore = ["alphas", "_orig_mod.alphas"]
@@ -75,7 +80,8 @@ class GrownModel(nn.Module):
         """
         if alpha_overrides is None:
             # By way of the table: an attribute that is a module is found after all others.
-            plain: Tensor = self._modules["host"](x, self._visit)  # type: ignore[misc]
+            host = self._modules["host"]
+            plain: Tensor = host(x, self._visit) if self._active else host(x)  # type: ignore[misc]
             return plain
         overrides = self._checked(alpha_overrides)
 
@@ -129,10 +135,8 @@ class GrownModel(nn.Module):
         return fingerprint(self)
 
     def _visit(self, slot_id: str, h: Tensor) -> Tensor:
-        # Few steps for an empty slot: called as a module it took 30 us between two convolutions, where
-        # the interpreter's own code has left the caches; warm it was 2.
-        slot = self._by_id[slot_id]
-        if not slot.in_forward:
+        slot = self._active.get(slot_id)
+        if slot is None:
             return h
         features: Tensor = slot(h)
         return features

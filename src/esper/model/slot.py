@@ -7,7 +7,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from esper.errors import BadState, ConfigError, ForcedAlpha, ShapeMismatch
+from esper.errors import BadState, ConfigError, FeatureMismatch, ForcedAlpha, ShapeMismatch
 from esper.lifecycle.alpha import AlphaMode
 from esper.lifecycle.clock import SlotClock
 from esper.lifecycle.config import Blend, SlotConfig
@@ -51,6 +51,7 @@ class SeedSlot(nn.Module):
         self.in_forward = False  # whether `forward` does anything
         self._trainable = False
         self._alpha = torch.zeros(())
+        self._active: dict[str, SeedSlot] = {}
 
     @property
     def stage(self) -> Stage:
@@ -65,6 +66,11 @@ class SeedSlot(nn.Module):
         """Use `cell`, a float tensor (), as what the forward pass reads alpha from, and fill it."""
         self._alpha = cell
         self._alpha.fill_(self.clock.alpha)
+
+    def enlist_in(self, active: "dict[str, SeedSlot]") -> None:
+        """Be in `active`, by id, whenever the seed is in the forward pass."""
+        self._active = active
+        self._enlist()
 
     def prepare(self, blueprint: str, generator: torch.Generator) -> nn.Module:
         """A seed that `commit` takes, weights drawn from `generator` only; the slot itself stays as it is.
@@ -161,18 +167,15 @@ class SeedSlot(nn.Module):
         # The path alone: a compiled forward would guard on the seed as well, and one comes before it counts.
         if self._path is _Path.OFF:
             return h
-        assert self.seed is not None
-        read = self._readable(h)
-        return self._mixed(self.seed, h, read, self._seed_output(self.seed, read), alpha)
+        read, output = self._run(h)
+        return self._mixed(h, read, output, alpha)
 
     def variants(self, h: Tensor, alphas: Sequence[Tensor | None]) -> list[Tensor]:
         """What `forward(h, alpha)` gives for each of `alphas`, the seed evaluated once."""
         if self._path is _Path.OFF:
             return [h] * len(alphas)
-        assert self.seed is not None
-        read = self._readable(h)
-        output = self._seed_output(self.seed, read)
-        return [self._mixed(self.seed, h, read, output, alpha) for alpha in alphas]
+        read, output = self._run(h)
+        return [self._mixed(h, read, output, alpha) for alpha in alphas]
 
     def force_alpha(self, *_: object, **__: object) -> NoReturn:
         """There is none: it would change the slot for every other reader. Raises ForcedAlpha."""
@@ -188,14 +191,20 @@ class SeedSlot(nn.Module):
             seed = GatedSeed(seed, Gate(self.channels, self.topology, generator))
         return seed.to(self._alpha)  # device and dtype of the model
 
-    def _readable(self, h: Tensor) -> Tensor:
-        """What the seed reads. In TRAINING detached: the host would get gradients of an output it lacks."""
-        self._layout.check(f"slot {self.slot_id!r}", self.channels, h.shape)
-        return h.detach() if self._path is _Path.STRAIGHT else h
+    def _run(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """What the seed reads, and its output. One call: each costs where the code lies cold."""
+        if not self._layout.fits(self.channels, h.shape):
+            raise FeatureMismatch(
+                f"slot {self.slot_id!r}", self._layout.letters, self.channels, tuple(h.shape)
+            )
+        # In TRAINING detached: the host would get gradients of an output it lacks.
+        read = h.detach() if self._path is _Path.STRAIGHT else h
+        output: Tensor = self._modules["seed"](read)  # type: ignore[misc]
+        if output.shape != h.shape:  # would broadcast in the mix, and train
+            raise ShapeMismatch(f"slot {self.slot_id!r}", tuple(h.shape), tuple(output.shape))
+        return read, output
 
-    def _mixed(
-        self, seed: nn.Module, h: Tensor, read: Tensor, output: Tensor, alpha: Tensor | None
-    ) -> Tensor:
+    def _mixed(self, h: Tensor, read: Tensor, output: Tensor, alpha: Tensor | None) -> Tensor:
         if alpha is None:
             if self._path is _Path.STRAIGHT:
                 return blend.straight_through(h, output)
@@ -204,14 +213,8 @@ class SeedSlot(nn.Module):
             return blend.add(h, output, alpha)
         if self.config.blend is Blend.MULTIPLY:
             return blend.multiply(h, output, read, alpha)
-        assert isinstance(seed, GatedSeed)  # `commit` takes no other where gates are
-        return blend.gated(h, output, seed.gate(read), alpha)
-
-    def _seed_output(self, seed: nn.Module, h: Tensor) -> Tensor:
-        output: Tensor = seed(h)
-        if output.shape != h.shape:  # would broadcast in the mix, and train
-            raise ShapeMismatch(f"slot {self.slot_id!r}", tuple(h.shape), tuple(output.shape))
-        return output
+        assert isinstance(self.seed, GatedSeed)  # `commit` takes no other where gates are
+        return blend.gated(h, output, self.seed.gate(read), alpha)
 
     def _become(self, state: SlotState, seed: nn.Module | None) -> None:
         self.clock = SlotClock(state, self.config)
@@ -220,11 +223,18 @@ class SeedSlot(nn.Module):
         if in_forward(state.stage):
             self._path = _Path.STRAIGHT if state.stage is Stage.TRAINING else _Path.MIX
         self.in_forward = self._path is not _Path.OFF
+        self._enlist()
         self._alpha.fill_(state.alpha.alpha)
         self._trainable = self.in_forward and state.alpha.mode is not AlphaMode.DOWN
         _set_trainable(self.seed_parameters(), self._trainable)
         if isinstance(self.seed, GatedSeed) and self._path is _Path.STRAIGHT:
             _set_trainable(self.seed.gate.parameters(), False)  # not part of what TRAINING computes
+
+    def _enlist(self) -> None:
+        if self.in_forward:
+            self._active[self.slot_id] = self
+        else:
+            self._active.pop(self.slot_id, None)
 
 
 def _set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:

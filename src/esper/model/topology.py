@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Size
 
-from esper.errors import ConfigError, FeatureMismatch
+from esper.errors import ConfigError
 
 
 class Topology(NamedTuple):
@@ -23,10 +23,9 @@ class Topology(NamedTuple):
         inner.insert(self.axis - 1, channels)
         return (samples, *inner)
 
-    def check(self, where: str, channels: int, shape: Size) -> None:
-        """Raises FeatureMismatch unless `shape` is of this layout with this many channels."""
-        if len(shape) != len(self.letters) or shape[self.axis] != channels:
-            raise FeatureMismatch(where, self.letters, channels, tuple(shape))
+    def fits(self, channels: int, shape: Size) -> bool:
+        """Whether `shape` is of this layout with this many channels."""
+        return len(shape) == len(self.letters) and shape[self.axis] == channels
 
 
 # Odd and unequal sizes, and size 1: a seed that rounds or flattens shows itself.

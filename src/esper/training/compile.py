@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from esper.errors import ConfigError
 from esper.model import GrownModel
 
+Configuration = tuple[tuple[int, str, bool], ...]  # as `GrownModel.configuration` has it
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -58,8 +60,9 @@ class StepCompiler:
         self.config = config or CompileConfig()
         self.fallbacks = 0
         self.reason: str | None = None
-        self._steps: dict[tuple[tuple[int, str, bool], ...], Callable[[Tensor], Tensor]] = {}
+        self._steps: dict[tuple[bool, Configuration], Callable[[Tensor], Tensor]] = {}
         self._disabled = 0
+        self._follow()
 
     @property
     def state(self) -> CompileState:
@@ -77,16 +80,19 @@ class StepCompiler:
         """The module to train `model` with in its present configuration: itself, or a compiled one."""
         if self.state is not CompileState.COMPILED:
             return model
-        key = model.configuration()
+        configuration = model.configuration()
+        # Without a seed in it the forward pass is the host's, and so are what it guards on and what it costs.
+        alone = _is_plain(model) and not any(birth for birth, _, _ in configuration)
+        key = (alone, configuration)
         if key not in self._steps:
             # A configuration never comes back once a seed in it has gone: births count up.
             births = [record.birth if record.blueprint else 0 for record in model.records()]
             self._steps = {
                 old: step
                 for old, step in self._steps.items()
-                if all(slot[0] in (0, birth) for slot, birth in zip(old, births, strict=True))
+                if all(slot[0] in (0, birth) for slot, birth in zip(old[1], births, strict=True))
             }
-            self._steps[key] = self._compiled(model)
+            self._steps[key] = self._compiled(model.host if alone else model)
         return _CompiledModel(model, self._steps[key], self)
 
     def forget(self) -> None:
@@ -97,21 +103,29 @@ class StepCompiler:
     def disabled(self) -> Iterator[None]:
         """Steps of modules wrapped before or meanwhile run without compilation; afterwards as before."""
         self._disabled += 1
+        self._follow()
         try:
             yield
         finally:
             self._disabled -= 1
+            self._follow()
 
     def fall_back(self, error: Exception) -> None:
         """Go on without compilation, for good."""
         self.fallbacks += 1
+        self._follow()
         # Dynamo's own text goes on for pages; its first two lines say what failed, and how.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         self.reason = f"{type(error).__name__}: {' '.join(lines[:2])}"
         self._steps.clear()
         _LOGGER.warning("training goes on without compilation: %s", self.reason)
 
-    def _compiled(self, model: GrownModel) -> Callable[[Tensor], Tensor]:
+    def _follow(self) -> None:
+        # What a step asks: with the property, and a method around it, the way to the compiled code took 30 us
+        # more between two steps, where the interpreter's own code has left the caches.
+        self.active = self.state is CompileState.COMPILED
+
+    def _compiled(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         def step(x: Tensor) -> Tensor:
             logits: Tensor = model(x)
             return logits
@@ -136,18 +150,40 @@ class _CompiledModel(nn.Module):
         self._orig_mod = model
         # DistributedDataParallel asks the module that it is given, which is this one.
         self._ddp_params_and_buffers_to_ignore = ["_orig_mod.alphas"]
-        self._step, self._compiler = step, compiler
+        # In the instance, and called before hooks are looked for, as torch's own `compile` of a module does:
+        # see `StepCompiler._follow`.
+        self.forward = self._compiled_call_impl = _forward_by(model, step, compiler)
 
-    def forward(self, x: Tensor) -> Tensor:
+
+def _is_plain(model: GrownModel) -> bool:
+    """Whether to call the model is to run the forward pass that `GrownModel` has, and nothing besides."""
+    hooks = (
+        model._forward_hooks,
+        model._forward_pre_hooks,
+        model._backward_hooks,
+        model._backward_pre_hooks,
+    )
+    return type(model).forward is GrownModel.forward and not any(hooks)
+
+
+def _forward_by(
+    model: GrownModel, step: Callable[[Tensor], Tensor], compiler: StepCompiler
+) -> Callable[[Tensor], Tensor]:
+    marks = compiler.config.dynamic is None
+
+    def forward(x: Tensor) -> Tensor:
         """Inputs (N, ...) to logits (N, ...)."""
-        compiler = self._compiler
-        if compiler.state is CompileState.COMPILED:
-            if compiler.config.dynamic is None:
+        nonlocal marks
+        if compiler.active:
+            if marks:
                 # The last batch of an epoch is smaller, which would cost a second graph.
                 torch._dynamo.maybe_mark_dynamic(x, 0)
+                marks = False
             try:
-                return self._step(x)
+                return step(x)
             except torch._dynamo.exc.TorchDynamoException as error:
                 compiler.fall_back(error)
-        logits: Tensor = self._orig_mod(x)
+        logits: Tensor = model(x)
         return logits
+
+    return forward

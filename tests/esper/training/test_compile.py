@@ -251,6 +251,15 @@ def test_what_a_seed_that_has_gone_was_compiled_for_is_dropped() -> None:
             slot.tick()
 
 
+def test_hooks_of_a_model_run_in_compiled_steps_too() -> None:
+    trainer, calls = compiled(), []
+    trainer.wrap()(torch.zeros(3, 1, 4, 4))  # the host's own way
+    trainer.model.register_forward_hook(lambda *_: calls.append(1))
+    trainer.wrap()(torch.zeros(3, 1, 4, 4))
+    assert calls == [1]
+    assert (graphs(), trainer.compiler.fallbacks) == (2, 0)
+
+
 def test_off_it_does_not_even_load_the_compiler() -> None:
     model = tiny_trainer(Script()).model
     assert StepCompiler().wrap(model) is model
