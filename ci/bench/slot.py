@@ -1,23 +1,28 @@
 """What slots cost: a training step with and without them, a germination, a tick, a leave-one-out.
 
-    .venv/bin/python ci/bench/slot.py [--rounds N] [--no-compile] [--json FILE]
+    .venv/bin/python ci/bench/slot.py [--sittings N] [--rounds N] [--only eager|compiled|rest] [--json FILE]
 
-What is compared runs in turn, a few steps each, so that the machine's drift meets both. A ratio is the median
-of the ratios of blocks beside each other, with the range that holds it with 95 % (order statistics), by the
-wall clock and by the calling thread's CPU time. The limits are held against the steadier of both, the CPU
-time: on a machine with other work the wall clock measures that, too. The host against its twin says how far
-to trust the rest.
+What is compared runs in turn, a step each, so that the machine's drift meets both, and in several sittings,
+for each of which everything is made and compiled anew: two of one network, the very same kernels, differed
+by 2 % for as long as they lived, by where their tensors happened to lie. A ratio is the median
+over the sittings of the median over a sitting's rounds, with the range that holds it with 95 % (order
+statistics over the sittings), by the wall clock and by the calling thread's CPU time. The limits are held
+against the steadier of both, the CPU time: on a machine with other work the wall clock measures that, too. A
+network against its twin says how far to trust the rest.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,24 +31,25 @@ from torch.nn import functional
 
 from esper.lifecycle import AlphaCurve, SlotConfig, Stage
 from esper.model import CnnHost, GrownModel, SlotPoint, Visit, blueprint_names, build, leave_one_out
+from esper.model.counterfactual import Variant
 from esper.training import CompileConfig, StepCompiler
 
 BLUEPRINT = "conv_light"
 CLOCKS = {"wall clock": time.perf_counter, "CPU of the calling thread": time.thread_time}
 JUDGE = "CPU of the calling thread"
-BLOCK = 4  # steps between two changes
-SETTLING = 3  # rounds before the first that counts
+SETTLING = 4  # rounds of a sitting before the first that counts
 SLOTS = 1000
 Pair = tuple[str, str]
-Times = dict[str, dict[Pair, tuple[list[float], list[float]]]]  # by clock and pair, both sides
+Sides = tuple[list[float], list[float]]
+Times = dict[str, dict[Pair, list[Sides]]]  # by clock and pair, one a sitting
 PAIRS = (
     ("twin", "host"),  # the host twice: what this machine cannot tell apart
     ("dormant", "host"),
-    ("training", "host"),
-    ("blending", "host"),
-    ("fossilized", "host"),
+    ("hand twin", "by hand"),
     ("fossilized", "by hand"),
 )
+SHOWN = (("training", "host"), ("blending", "host"), ("fossilized", "host"))  # without a limit
+LIMITS = {("dormant", "host"): 1.01, ("fossilized", "by hand"): 1.02}
 TOGETHER = ("together", "one by one")
 Step = Callable[[], object]
 
@@ -103,7 +109,7 @@ def grown(stage: Stage) -> GrownModel:
     return model
 
 
-def networks(compiled: bool) -> dict[str, nn.Module]:
+def networks(compiled: bool, names: Iterable[str]) -> dict[str, nn.Module]:
     """What is compared, by name."""
     stages = (Stage.DORMANT, Stage.TRAINING, Stage.BLENDING, Stage.FOSSILIZED)
     models = {stage.name.lower(): grown(stage) for stage in stages}
@@ -112,28 +118,33 @@ def networks(compiled: bool) -> dict[str, nn.Module]:
     assert isinstance(host, CnnHost)
     assert isinstance(fossils.host, CnnHost)
     seeds = [slot.seed for slot in (fossils.slots[slot_id] for slot_id in fossils.slot_ids) if slot.seed]
-    plain = {"host": host, "twin": host, "by hand": ByHand(fossils.host, seeds)}
+    by_hand = ByHand(fossils.host, seeds)
+    plain = {"host": host, "twin": host, "by hand": by_hand, "hand twin": by_hand}
     if not compiled:
-        return {**plain, **models}
+        return {name: plain[name] if name in plain else models[name] for name in names}
     # Each of them by a callable of its own, as a trainer has it.
-    result: dict[str, nn.Module] = {}
-    for name, module in plain.items():
-        holder = nn.Module()
-        holder.module = module
-        holder.forward = torch.compile(fresh(module), fullgraph=True)
-        result[name] = holder
-    for name, model in models.items():
-        result[name] = StepCompiler(CompileConfig(enabled=True, dynamic=False)).wrap(model)
-    return result
+    return {
+        name: hand_compiled(plain[name]) if name in plain else step_compiled(models[name]) for name in names
+    }
 
 
-def fresh(module: nn.Module) -> Callable[[Tensor], Tensor]:
+def step_compiled(model: GrownModel) -> nn.Module:
+    """As a trainer compiles it."""
+    return StepCompiler(CompileConfig(enabled=True, dynamic=False)).wrap(model)
+
+
+def hand_compiled(module: nn.Module) -> nn.Module:
+    """As one compiles a network of one's own."""
+
     def step(x: Tensor) -> Tensor:
         logits: Tensor = module(x)
         return logits
 
-    step.__code__ = step.__code__.replace(co_name=f"step_{id(module)}")
-    return step
+    step.__code__ = step.__code__.replace(co_name=f"step_{uuid.uuid4().hex}")
+    holder = nn.Module()
+    holder.module = module
+    holder.forward = torch.compile(step, fullgraph=True)
+    return holder
 
 
 def training_step(module: nn.Module) -> Step:
@@ -152,39 +163,64 @@ def training_step(module: nn.Module) -> Step:
     return step
 
 
-def in_pairs(steps: Mapping[str, Step], pairs: Sequence[Pair], rounds: int) -> Times:
-    """Mean seconds of a step of each side of each pair, in blocks run as ABBA and then as BAAB: what follows
-    what is the same for both, and so is an even drift. Left out is the first step of a block, which finds
-    the caches cold.
+def in_pairs(steps: Mapping[str, Step], pairs: Mapping[Pair, int], times: Times) -> None:
+    """Add one sitting to `times`: seconds of a step of each side of each pair, as many rounds as it says.
+
+    A round runs ABBA or BAAB: what follows what is the same for both, and so is an even drift.
     """
-    found: Times = {clock: {pair: ([], []) for pair in pairs} for clock in CLOCKS}
-    for count in range(SETTLING + rounds):
-        for pair in pairs:
+    gc.collect()
+    gc.disable()
+    for pair, rounds in pairs.items():
+        found: dict[str, Sides] = {clock: ([], []) for clock in CLOCKS}
+        for count in range(SETTLING + rounds):
             spent = {clock: [0.0, 0.0] for clock in CLOCKS}
             for side in (0, 1, 1, 0) if count % 2 else (1, 0, 0, 1):
                 step = steps[pair[side]]
+                begun = [read() for read in CLOCKS.values()]
                 step()
-                begun = {clock: read() for clock, read in CLOCKS.items()}
-                for _ in range(BLOCK):
-                    step()
-                for clock, read in CLOCKS.items():
-                    spent[clock][side] += (read() - begun[clock]) / (2 * BLOCK)
+                for (clock, read), before in zip(CLOCKS.items(), begun, strict=True):
+                    spent[clock][side] += (read() - before) / 2
             if count >= SETTLING:
                 for clock, sides in spent.items():
                     for side in (0, 1):
-                        found[clock][pair][side].append(sides[side])
-    return found
+                        found[clock][side].append(sides[side])
+        for clock, both in found.items():
+            times.setdefault(clock, {}).setdefault(pair, []).append(both)
+    gc.enable()
+
+
+def sittings(compiled: bool, count: int, rounds: int) -> Times:
+    """Training steps of all pairs, by `count` generations of networks."""
+    times: Times = {}
+    for index in range(count):
+        pairs = dict.fromkeys(PAIRS, rounds)
+        if index == 0:
+            pairs |= dict.fromkeys(SHOWN, rounds)
+        names = sorted({name for pair in pairs for name in pair})
+        made = networks(compiled, names)
+        steps = {name: training_step(module) for name, module in made.items()}
+        in_pairs(steps, pairs, times)
+        torch._dynamo.reset()
+    return times
 
 
 def ratio(times: Times, clock: str, pair: Pair) -> dict[str, float]:
-    """Median of the ratios of the first side to the second, and the range that holds it with 95 %."""
-    ratios = sorted(one / other for one, other in zip(*times[clock][pair], strict=True))
-    margin, middle = round(0.98 * math.sqrt(len(ratios))), len(ratios) // 2
-    return {
-        "ratio": statistics.median(ratios),
-        "least": ratios[max(0, middle - margin)],
-        "most": ratios[min(len(ratios) - 1, middle + margin)],
-    }
+    """Median of the sittings' ratios of the first side to the second, and the range that holds it."""
+    ratios = sorted(
+        statistics.median(one / other for one, other in zip(*sitting, strict=True))
+        for sitting in times[clock][pair]
+    )
+    cut = trimmed(len(ratios))
+    return {"ratio": statistics.median(ratios), "least": ratios[cut], "most": ratios[-1 - cut]}
+
+
+def trimmed(count: int) -> int:
+    """How many of `count` sorted values each end of a range that holds the median with 95 % may leave out."""
+    tail, cut = 0.5**count, 0
+    while tail + math.comb(count, cut + 1) * 0.5**count <= 0.025:
+        cut += 1
+        tail += math.comb(count, cut) * 0.5**count
+    return cut
 
 
 def report(what: str, times: Times) -> dict[str, dict[str, float]]:
@@ -192,8 +228,8 @@ def report(what: str, times: Times) -> dict[str, dict[str, float]]:
     result = {}
     for clock, pairs in times.items():
         print(f"{what}, {clock}")
-        for pair, (one, other) in pairs.items():
-            medians = [statistics.median(side) * 1e6 for side in (one, other)]
+        for pair, found in pairs.items():
+            medians = [1e6 * statistics.median(v for both in found for v in both[side]) for side in (0, 1)]
             figures = ratio(times, clock, pair)
             result[f"{clock}, {pair[0]} / {pair[1]}"] = {"us": medians[0], "other_us": medians[1], **figures}
             print(
@@ -240,56 +276,72 @@ def ticks(rounds: int) -> dict[str, float]:
     return {name: statistics.median(seconds) for name, seconds in found.items()}
 
 
-def leaving_out(rounds: int) -> Times:
+def leaving_out(count: int, rounds: int) -> Times:
     """Seconds of evaluating a model with each of its three slots off: together, and one after another."""
-    model = grown(Stage.HOLDING).eval()
     x = torch.randn(256, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    variants = list(leave_one_out(model.slot_ids).values())
+    times: Times = {}
+    for _ in range(count):
+        model = grown(Stage.HOLDING).eval()
+        variants = list(leave_one_out(model.slot_ids).values())
+        steps = {
+            "together": partial(together, model, x, variants),
+            "one by one": partial(one_by_one, model, x, variants),
+        }
+        in_pairs(steps, {TOGETHER: rounds}, times)
+    return times
 
-    @torch.no_grad()
-    def together() -> None:
-        model.counterfactuals(x, variants)
 
-    @torch.no_grad()
-    def one_by_one() -> None:
-        for variant in variants:
-            model(x, alpha_overrides=variant)
+@torch.no_grad()
+def together(model: GrownModel, x: Tensor, variants: Sequence[Variant]) -> None:
+    model.counterfactuals(x, variants)
 
-    return in_pairs({"one by one": one_by_one, "together": together}, [TOGETHER], rounds)
+
+@torch.no_grad()
+def one_by_one(model: GrownModel, x: Tensor, variants: Sequence[Variant]) -> None:
+    for variant in variants:
+        model(x, alpha_overrides=variant)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=100, help="rounds of each comparison")
-    parser.add_argument("--no-compile", action="store_true", help="eager steps only: compiling takes minutes")
+    parser.add_argument("--sittings", type=int, default=10, help="generations of networks")
+    parser.add_argument("--rounds", type=int, default=40, help="rounds of each comparison in a sitting")
+    parser.add_argument("--only", choices=("eager", "compiled", "rest"), help="one part: each takes a minute")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     result: dict[str, object] = {}
     limits: list[tuple[str, float, float]] = []
-    for mode in ("eager",) if options.no_compile else ("eager", "compiled"):
-        steps = {name: training_step(module) for name, module in networks(mode == "compiled").items()}
-        times = in_pairs(steps, PAIRS, options.rounds)
+    for mode in ("eager", "compiled"):
+        if options.only not in (None, mode):
+            continue
+        times = sittings(mode == "compiled", options.sittings, options.rounds)
         result[mode] = report(f"forward and backward pass, {mode}", times)
-        for pair, most in ((PAIRS[1], 1.01), (PAIRS[-1], 1.02)):
+        for pair, most in LIMITS.items():
             limits.append((f"{pair[0]} / {pair[1]}, {mode}", ratio(times, JUDGE, pair)["ratio"], most))
-    result["germination"] = born = germinations(max(20, options.rounds // 4))
-    result["tick"] = ticked = ticks(max(50, options.rounds))
-    left = leaving_out(options.rounds)
-    result["leave one out"] = report("leave-one-out of three slots", left)
-    slowest = max(born, key=born.__getitem__)
-    limits.append((f"germination, ms (slowest: {slowest})", 1e3 * born[slowest], 5))
-    limits.append(
-        (f"tick of {SLOTS} slots, ms (empty: {1e3 * ticked['empty']:.2f})", 1e3 * ticked["ramping"], 1)
-    )
-    limits.append(("leave-one-out, together / one by one", ratio(left, JUDGE, TOGETHER)["ratio"], 1))
+    if options.only in (None, "rest"):
+        limits += rest(options.sittings, options.rounds, result)
     for name, value, most in limits:
         print(f"{name}: {value:.4f} (at most {most}){'' if value <= most else '  MISSED'}")
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0 if all(value <= most for _, value, most in limits) else 1
+
+
+def rest(count: int, rounds: int, result: dict[str, object]) -> list[tuple[str, float, float]]:
+    """Germination, tick and leave-one-out: what was found goes to `result`, and comes with its limits."""
+    result["germination"] = born = germinations(max(20, rounds))
+    result["tick"] = ticked = ticks(max(50, rounds))
+    left = leaving_out(count, max(5, rounds // 4))
+    result["leave one out"] = report("leave-one-out of three slots", left)
+    slowest = max(born, key=born.__getitem__)
+    return [
+        (f"germination, ms (slowest: {slowest})", 1e3 * born[slowest], 5),
+        (f"tick of {SLOTS} slots, ms (empty: {1e3 * ticked['empty']:.2f})", 1e3 * ticked["ramping"], 1),
+        ("leave-one-out, together / one by one", ratio(left, JUDGE, TOGETHER)["ratio"], 1),
+    ]
 
 
 if __name__ == "__main__":
