@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import os
+import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -203,30 +206,43 @@ class Deeper(torch.autograd.Function):
         cls.apply(torch.ones(1, requires_grad=True), innermost, depth).sum().backward()  # type: ignore[no-untyped-call]
 
 
+def nested(rank: int) -> tuple[list[Entry], list[float]]:
+    model = DistributedDataParallel(torch.nn.Linear(2, 1, bias=False))
+
+    def step() -> None:
+        model(torch.full((1, 2), float(rank))).sum().backward()  # inner step
+
+    with recorded() as recording:
+        Deeper.begin(step, NESTED)
+        gradient = model.module.weight.grad
+        assert gradient is not None
+        calls = recording.calls()
+        assert all(call.thread == threading.get_native_id() for call in calls)
+        recording.interception.interposer = Skip("all_reduce")
+        Deeper.begin(step, NESTED)
+        recording.interception.interposer = None
+        dist.barrier()
+        return calls, gradient.flatten().tolist()
+
+
 def test_a_call_from_a_thread_of_autograds_is_the_waiting_ones() -> None:
-    def body(rank: int) -> tuple[list[Entry], list[float]]:
-        model = DistributedDataParallel(torch.nn.Linear(2, 1, bias=False))
-
-        def step() -> None:
-            model(torch.full((1, 2), float(rank))).sum().backward()  # inner step
-
-        with recorded() as recording:
-            Deeper.begin(step, NESTED)
-            gradient = model.module.weight.grad
-            assert gradient is not None
-            calls = recording.calls()
-            assert all(call.thread == threading.get_native_id() for call in calls)
-            recording.interception.interposer = Skip("all_reduce")
-            Deeper.begin(step, NESTED)
-            recording.interception.interposer = None
-            dist.barrier()
-            return calls, gradient.flatten().tolist()
-
-    line = line_of(test_a_call_from_a_thread_of_autograds_is_the_waiting_ones, "inner step")
-    for rank, (calls, gradient) in enumerate(on_ranks(body)):
+    # Such a backward ends a forked process with a segmentation fault where its parent has run any before, as
+    # tests of models have.
+    code = (
+        "import pickle, sys\n"
+        f"from {__name__} import nested, on_ranks\n"
+        "sys.stdout.buffer.write(pickle.dumps(on_ranks(nested)))"
+    )
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    for rank, (calls, gradient) in enumerate(pickle.loads(done.stdout)):
         (call,) = [call for call in calls if call.op == "all_reduce"]
         assert call.site is not None
-        assert (call.site.line, call.reduce_op, call.native, call.waited()) == (line, "SUM", True, True)
+        assert call.site.line == line_of(nested, "inner step")
+        assert (call.reduce_op, call.native, call.waited()) == ("SUM", True, True)
         # Divided by the world's size beforehand, and summed with nobody.
         assert gradient == [(0.5 + rank) / 2] * 2
 
