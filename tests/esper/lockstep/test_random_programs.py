@@ -31,7 +31,7 @@ from typing import Any
 
 import pytest
 
-from tests.esper.lockstep.launching import command
+from tests.esper.lockstep.launching import warm_command
 from tests.esper.lockstep.machine import ANY, Issue, Run, State, entered, place_of, standstills, waits
 from tests.esper.lockstep.random_programs import Faulty, Kinds, always_completes, faulty, healthy, verdict
 
@@ -64,7 +64,7 @@ def are_clean(folder: Path, programs: list[tuple[int, Run]]) -> None:
     report = folder / "report.json"
     options = ["--nproc", str(WORLD), "--report", str(report), "--patience", "20"]
     script = [str(HERE / "program_many.py"), str(folder / "programs")]
-    done = command(*options, "--", *script)
+    done = warm_command(*options, "--", *script)
     told = done.stdout + done.stderr
     assert done.returncode == 0, told
     assert json.loads(report.read_text())["diagnoses"] == []
