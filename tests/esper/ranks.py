@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # which DDP and optimizers import at their first use, 2 s that each rank would pay
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore
 
