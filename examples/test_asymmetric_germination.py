@@ -27,9 +27,13 @@ def test_asymmetric_germination(ddp: DDP) -> None:
 
 @pytest.mark.ddp
 @pytest.mark.ddp_fault("germinate_alone", rank=2, epoch=2, slot="r0c1", decided=True)
-@pytest.mark.ddp_expect("wait_cycle", guilty=[2], within=1.0)
+@pytest.mark.ddp_expect("lifecycle", guilty=[2], field="exchange", raises=LifecycleDivergence)
 def test_asymmetric_decision(ddp: DDP) -> None:
-    # It waits for the others to confirm the germination, they are already in the next epoch's first backward
-    # pass.
+    # It wants the others to confirm the germination; they are in the exchange before the next epoch's first
+    # step, where all read what each is doing.
     with trainer(ddp, HOST_ALONE) as run:
-        run.run()
+        try:
+            run.run()
+        except LifecycleDivergence:
+            assert {record.stage for record in run.model.records()} == {Stage.DORMANT}
+            raise

@@ -39,7 +39,7 @@ RULES = (
         package="esper.lockstep.report",
         may=("esper.lockstep.record", "esper.lockstep.proof", "esper.lockstep.report"),
     ),
-    Rule(package="esper.errors", may=("esper.lockstep",)),
+    Rule(package="esper.errors", may=("esper.lockstep", "esper.errors")),
     Rule(package="esper.checks", may=GROUND),
     Rule(package="esper.lifecycle", may=(*GROUND, "esper.lifecycle")),
     Rule(package="esper.model", may=(*GROUND, "esper.lifecycle", "esper.model")),

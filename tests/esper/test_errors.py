@@ -60,8 +60,20 @@ SENTENCES = {
     errors.BadState("slot 'r0c0'.stage", 5, "the code of a stage"): (
         "cannot restore slot 'r0c0'.stage from 5: must be the code of a stage"
     ),
-    errors.TooManySlots(17, 16): (
-        "17 slots or actions do not fit into one exchange: at most 16 are accepted"
+    errors.UnknownBackend("mpi", ("gloo", "nccl")): (
+        "a process group of backend 'mpi' is not accepted: must be of gloo or nccl"
+    ),
+    errors.CollectiveInLoader(3, 1, 2): (
+        "fetching the batch of step 1 of epoch 3 issued 2 collectives, which a rank without a batch would "
+        "not take part in: loaders=join is not accepted with such a loader, truncate and error are"
+    ),
+    errors.NotReplicated(("parameter a", "parameter b")): (
+        "parameter a, parameter b: learns, but the replicated model was made before it did; replicate the "
+        "model anew whenever what learns changes"
+    ),
+    errors.CounterfactualOnReplica(("r0c0",)): (
+        "alpha_overrides for r0c0 were given to the replicated model, where a rank that asks alone would "
+        "wait for the others: ask the bare one, which is its .module"
     ),
     errors.GrowthFailed("r0c0", "germinate", "no memory"): (
         "no rank could germinate in slot 'r0c0': no memory"

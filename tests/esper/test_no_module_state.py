@@ -16,7 +16,7 @@ MUTABLE = (ast.Dict, ast.List, ast.Set, ast.DictComp, ast.ListComp, ast.SetComp)
 # Calls whose values cannot be changed, or are types and loggers.
 SAFE = {
     "MappingProxyType", "frozenset", "tuple", "TypeVar", "getLogger", "compile", "Struct", "log", "float",
-    "timedelta", "len", "fields",
+    "timedelta", "len", "fields", "max",
 }  # fmt: skip
 
 

@@ -60,8 +60,8 @@ def test_every_kind_has_who_applies_it() -> None:
         "process": set(process.KINDS),
         "collective": {*collective.KINDS, "swap"},
         "call": set(call.KINDS),
-        "data": {"uneven_loader"},
-        "lifecycle": set(lifecycle._PATCHES),
+        "data": set(data.KINDS),
+        "lifecycle": set(lifecycle.KINDS),
     }
     declared: dict[str, set[str]] = {}
     for kind, spec in CATALOGUE.items():

@@ -1,50 +1,65 @@
-"""The exchanges by which ranks stay one run: one an epoch, one more in an epoch that changes the model."""
+"""The exchanges by which ranks stay one run.
+
+Two an epoch: what each rank is and has measured, at its end; and, before the next one trains, whether what
+came after that left all alike. One more in an epoch that changes the model. A rank that decides to change it
+while the others wait meets them in the next start: rows have one size and say which exchange they are of, so
+all ranks read what the others are doing and raise the same error, instead of waiting for each other.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from functools import partial
 from types import TracebackType
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, Store
 
-from esper.distributed.board import Board
-from esper.distributed.deadline import DIAGNOSIS, Deadline
-from esper.distributed.divergence import compare, require_same
+from esper.checks import check_int
+from esper.distributed.audit import Leaf, digest_of, require_same_leaves
+from esper.distributed.control import Control
+from esper.distributed.divergence import compare, require_same, require_same_words
 from esper.distributed.rows import (
-    ROW_WORDS,
+    SAME_BYTES,
     AgreementRecord,
     GrowthRecord,
     Record,
     decode,
+    decode_count,
     encode,
+    encode_count,
+    encode_text,
+    joined,
     kind_of,
+    text_length,
+    text_part,
     version_of,
+    with_own,
 )
-from esper.errors import ConfigError, GrowthFailed
+from esper.errors import ConfigError, GrowthFailed, LifecycleDivergence
 from esper.lifecycle.metrics import MetricSums, SlotMeasurement, mean_measurement
-from esper.lockstep import tag
 
 _LOGGER = logging.getLogger(__name__)
 
-# Ranks leave an exchange that was called off with their operation still pending, and gloo does not let a
-# process end before the operation's own time-out: this is how much longer than the deadline that is.
-_LINGER = 1.0
+# What the digests of a record were made of, in words; asked for only where ranks have different ones.
+Explain = Callable[[], Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgreementConfig:
-    """`deadline`: seconds to wait for other ranks. `debug`: a barrier and log lines at each exchange."""
+    """`deadline`: seconds to wait for other ranks. `debug`: a barrier and log lines at each exchange.
+    `audit_every`: epochs between two audits of the whole state; 0: at the end of the run only.
+    """
 
     deadline: float = 60.0
     debug: bool = False
+    audit_every: int = 10
 
     def __post_init__(self) -> None:
+        check_int("agreement.audit_every", self.audit_every, 0)
         if not (math.isfinite(self.deadline) and self.deadline > 0):
             raise ConfigError("agreement.deadline", self.deadline, "a finite number of seconds above 0")
 
@@ -59,6 +74,7 @@ class Agreed:
     measurements: tuple[SlotMeasurement, ...]  # one a slot, averaged over ranks
     next_batches: tuple[tuple[int, int], ...]  # (global rank, batches it announces)
     panicking: tuple[int, ...]  # global ranks
+    fell_back: tuple[int, ...]  # global ranks whose steps were to be compiled and are not any more
     random_bits: int  # 64, from the first rank
 
     @property
@@ -71,54 +87,50 @@ class Agreement:
     """The ranks' exchanges, on process groups of their own. Group None: one process, and no group at all."""
 
     def __init__(self, group: dist.ProcessGroup | None, config: AgreementConfig | None = None) -> None:
-        """Collective: every rank, same order. Makes gloo groups beside `group`, whatever its backend is."""
+        """Collective: every rank, same order. Makes gloo groups beside `group`, which is of gloo or nccl.
+
+        Raises UnknownBackend for any other.
+        """
         self.config = config or AgreementConfig()
-        self.ranks: tuple[int, ...] = (0,)
-        self.rank = 0
-        self._control: dist.ProcessGroup | None = None
-        self._groups: list[dist.ProcessGroup] = []
-        if group is None:
-            return
-        self.ranks = tuple(dist.get_process_group_ranks(group))
-        self.rank = dist.get_rank()
-        self._control = self._new_group(self.config.deadline + _LINGER)
-        # Together first: from its birth on the diagnostic group has no more than its short time-out.
-        dist.barrier(self._control)
-        diagnostic = self._new_group(DIAGNOSIS)
-        # The group's name is unique in the job and the same on every rank, so no key is ever used twice.
-        store = PrefixStore(f"esper/{self._control.group_name}", _job_store())
-        self._deadline = Deadline(
-            self.ranks, self.rank, diagnostic, Board(store), seconds=self.config.deadline
-        )
+        self._control = Control(group, deadline=self.config.deadline, debug=self.config.debug)
+        self.ranks, self.rank = self._control.ranks, self._control.rank
 
     @property
     def world_size(self) -> int:
         """How many ranks agree."""
         return len(self.ranks)
 
-    def exchange(self, record: AgreementRecord) -> Agreed:
+    def exchange(self, record: AgreementRecord, explain: Explain | None = None) -> Agreed:
         """Collective: every rank, same order. What all ranks agree on, from each rank's own record.
 
         Raises LifecycleDivergence, the same on every rank, when they don't; AgreementDeadline when a rank is
-        late.
+        late. Where a digest differs, `explain` gives the words by which the error names what does.
         """
         where = f"the agreement of epoch {record.epoch}"
         if self.config.debug:
             self._log_turns(record)
-        records = self._gather(record, "agreement", where)
-        compare(records, where)
-        rows = tuple(row for row in records.values() if isinstance(row, AgreementRecord))
+        rows = self._whole(self._compared(record, "agreement", where, explain), record)
         return Agreed(
-            records=rows,
-            train=sum((row.train for row in rows), MetricSums()),
-            test=sum((row.test for row in rows), MetricSums()),
+            records=tuple(rows.values()),
+            train=sum((row.train for row in rows.values()), MetricSums()),
+            test=sum((row.test for row in rows.values()), MetricSums()),
             measurements=tuple(
-                mean_measurement(column) for column in zip(*(row.measurements for row in rows), strict=True)
+                mean_measurement(column)
+                for column in zip(*(row.measurements for row in rows.values()), strict=True)
             ),
-            next_batches=tuple((rank, row.next_batches) for rank, row in zip(records, rows, strict=True)),
-            panicking=tuple(rank for rank, row in zip(records, rows, strict=True) if row.panic),
-            random_bits=rows[0].random_bits,
+            next_batches=tuple((rank, row.next_batches) for rank, row in rows.items()),
+            panicking=tuple(rank for rank, row in rows.items() if row.panic),
+            fell_back=tuple(rank for rank, row in rows.items() if row.compile_state > 1),
+            random_bits=next(iter(rows.values())).random_bits,
         )
+
+    def begin(self, record: AgreementRecord, explain: Explain | None = None) -> None:
+        """Collective: every rank, same order. Returns when all ranks are about to train the same.
+
+        With unequal numbers of parameters DistributedDataParallel would end the process in the backward pass.
+        Raises as `exchange`.
+        """
+        self._compared(record, "start", f"the start of epoch {record.epoch}", explain)
 
     def confirm(self, growth: GrowthRecord) -> None:
         """Collective: every rank, same order. Returns when all ranks are about to commit the same.
@@ -127,11 +139,42 @@ class Agreement:
         that failed on some), GrowthFailed when no rank could prepare an action, AgreementDeadline when a
         rank is late.
         """
-        where = f"the growth of epoch {growth.epoch}"
-        compare(self._gather(growth, "growth", where), where)
+        self._compared(growth, "growth", f"the growth of epoch {growth.epoch}", None)
         for step in growth.steps:
             if step.error:
                 raise GrowthFailed(step.slot_id, step.action, step.error)
+
+    def counts(self, mine: int, purpose: str, where: str) -> dict[int, int]:
+        """Collective: every rank, same order. Each rank's number, by global rank in group order.
+
+        Raises AgreementDeadline when a rank is late, LifecycleDivergence when one is in another exchange.
+        """
+        rows = self._gather(encode_count(mine), purpose, where)
+        return {rank: decode_count(row) for rank, row in rows.items()}
+
+    def texts(self, mine: str, where: str) -> dict[int, str]:
+        """Collective: every rank, same order. Each rank's text, by global rank. Raises as `counts`."""
+        pieces = encode_text(mine.encode())
+        first = self._gather(pieces[0], "text", where)
+        lengths = {rank: text_length(row) for rank, row in first.items()}
+        parts = {rank: [text_part(row)] for rank, row in first.items()}
+        empty = encode_text(b"")[0]
+        number = 1
+        while max(lengths.values()) > number * len(text_part(empty)):
+            mine_now = pieces[number] if number < len(pieces) else empty
+            for rank, row in self._gather(mine_now, "text", where).items():
+                parts[rank].append(text_part(row))
+            number += 1
+        return {rank: b"".join(each)[: lengths[rank]].decode() for rank, each in parts.items()}
+
+    def audit(self, leaves: Iterable[Leaf], where: str) -> None:
+        """Collective: every rank, same order. Returns when all ranks have the same leaves.
+
+        Raises LifecycleDivergence with the first that differs, otherwise as `counts`.
+        """
+        mine = list(leaves)
+        if len(set(self.counts(digest_of(mine), "audit", where).values())) > 1:
+            require_same_leaves(self.texts, mine, where)
 
     def mean_(self, values: Tensor, purpose: str) -> None:
         """Collective: every rank, same order. Replaces `values` (N,) by their mean over ranks; `purpose` is
@@ -139,26 +182,11 @@ class Agreement:
 
         Raises AgreementDeadline when a rank is late.
         """
-        if self._control is None:
-            return
-        shared = values.cpu()  # the control group is gloo, whatever the model runs on
-        with tag(purpose):
-            work = dist.all_reduce(shared, group=self._control, async_op=True)
-        assert work is not None
-        self._deadline.wait(work, f"the mean of {purpose}")
-        values.copy_(shared.div_(self.world_size))
+        self._control.mean_(values, purpose)
 
     def close(self) -> None:
-        """Destroy the groups. Not a collective.
-
-        After an exchange was called off they are left to the end of the process: gloo's destructor waits for
-        the operation that is still under way, which would hold the error up for another second.
-        """
-        if self._control is not None and self._deadline.called_off:
-            self._groups.clear()
-        while self._groups:
-            dist.destroy_process_group(self._groups.pop())
-        self._control = None
+        """Destroy the groups. Not a collective."""
+        self._control.close()
 
     def __enter__(self) -> Agreement:
         return self
@@ -168,34 +196,43 @@ class Agreement:
     ) -> None:
         self.close()
 
-    def _new_group(self, timeout: float) -> dist.ProcessGroup:
-        group = dist.new_group(
-            list(self.ranks),
-            backend="gloo",
-            timeout=timedelta(seconds=timeout),
-            # A part of the job makes its groups without the rest of it.
-            use_local_synchronization=self.world_size < dist.get_world_size(),
-        )
-        assert isinstance(group, dist.ProcessGroup)
-        self._groups.append(group)
-        return group
+    def _compared(
+        self, record: Record, purpose: str, where: str, explain: Explain | None
+    ) -> list[dict[int, bytes]]:
+        """All rows by global rank in group order, once their common parts are the same."""
+        gathered = []
+        for mine in encode(record):
+            rows = self._gather(mine, purpose, where)
+            gathered.append(rows)
+            size = len(mine) if isinstance(record, GrowthRecord) else SAME_BYTES
+            if any(row[:size] != mine[:size] for row in rows.values()):
+                self._tell({rank: decode(row) for rank, row in rows.items()}, where, explain)
+        return gathered
 
-    def _gather(self, record: Record, purpose: str, where: str) -> dict[int, Record]:
-        """The records of all ranks by global rank, in group order."""
-        if self._control is None:
-            return {self.rank: decode(encode(record))}
-        mine = torch.tensor(encode(record), dtype=torch.int64)
-        rows = torch.empty(self.world_size * ROW_WORDS, dtype=torch.int64)
-        if self.config.debug:
-            self._deadline.muster(dist.barrier(self._control, async_op=True), where)
-        with tag(purpose):
-            work = _all_gather(rows, mine, self._control)
-        self._deadline.wait(work, where)
-        words = dict(zip(self.ranks, rows.view(self.world_size, ROW_WORDS).tolist(), strict=True))
+    def _tell(self, records: Mapping[int, Record], where: str, explain: Explain | None) -> None:
+        try:
+            compare(records, where)
+        except LifecycleDivergence as error:
+            if explain is not None and error.fields[0].field in ("config", "model layout"):
+                require_same_words(partial(self.texts, where=where), explain(), where)
+            raise
+
+    def _whole(self, gathered: list[dict[int, bytes]], mine: AgreementRecord) -> dict[int, AgreementRecord]:
+        """The records of all ranks: their common part is this rank's own, bit for bit."""
+        if len(gathered) == 1:
+            return {rank: with_own(mine, row) for rank, row in gathered[0].items()}
+        return {rank: joined(mine, [rows[rank] for rows in gathered]) for rank in self.ranks}
+
+    def _gather(self, mine: bytes, purpose: str, where: str) -> dict[int, bytes]:
+        rows = self._control.rows(mine, purpose, where)
         # What these two say has to be known before the rest of a row can be read.
-        require_same({"row format": [(rank, str(version_of(row))) for rank, row in words.items()]}, where)
-        require_same({"exchange": [(rank, kind_of(row).name.lower()) for rank, row in words.items()]}, where)
-        return {rank: decode(row) for rank, row in words.items()}
+        if any(row[:16] != mine[:16] for row in rows.values()):
+            versions = [(rank, str(version_of(row))) for rank, row in rows.items()]
+            require_same({"row format": versions}, where)
+            require_same(
+                {"exchange": [(rank, kind_of(row).name.lower()) for rank, row in rows.items()]}, where
+            )
+        return rows
 
     def _log_turns(self, record: AgreementRecord) -> None:
         for slot in record.slots:
@@ -206,18 +243,3 @@ class Agreement:
                 slot.slot_id,
                 slot.stage.name,
             )
-
-
-def _all_gather(rows: Tensor, mine: Tensor, group: dist.ProcessGroup) -> dist.Work:
-    # torch 2.13 renamed it and warns at the old name; older ones have only that.
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    work = gather(rows, mine, group=group, async_op=True)
-    assert isinstance(work, dist.Work)
-    return work
-
-
-def _job_store() -> Store:
-    # torch has no public way to the store that the job already has, and a second one would need a port.
-    store = dist.distributed_c10d._get_default_store()
-    assert isinstance(store, Store)
-    return store

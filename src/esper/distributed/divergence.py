@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from esper.distributed.rows import AgreementRecord, GrowthRecord, Record
+from esper.distributed.rows import AgreementRecord, GrowthRecord, Record, RowKind
 from esper.errors import LifecycleDivergence
 from esper.lifecycle.alpha import AlphaMode
 from esper.lifecycle.record import SlotRecord
@@ -60,6 +61,21 @@ def compare(records: Mapping[int, Record], where: str) -> None:
     names = dict.fromkeys(name for texts in described.values() for name in texts)
     rows = {name: [(rank, texts.get(name, ABSENT)) for rank, texts in described.items()] for name in names}
     require_same(rows, where)
+
+
+def require_same_words(
+    texts: Callable[[str], Mapping[int, str]], mine: Mapping[str, str], where: str
+) -> None:
+    """Collective: every rank, same order. Raise LifecycleDivergence naming what differs.
+
+    `texts` exchanges a text a rank, `mine` has in words what this rank's digests were made of.
+    """
+    everyone = {rank: json.loads(text) for rank, text in texts(json.dumps(dict(mine))).items()}
+    names = dict.fromkeys(name for settings in everyone.values() for name in settings)
+    require_same(
+        {name: [(rank, settings.get(name, ABSENT)) for rank, settings in everyone.items()] for name in names},
+        where,
+    )
 
 
 def divergent_ranks(difference: FieldDifference) -> tuple[int, ...]:
@@ -121,8 +137,9 @@ def _describe_agreement(record: AgreementRecord, with_slots: bool) -> dict[str, 
     texts["previous decision"] = f"{record.previous_decision:x}"
     texts["optimiser steps"] = str(record.steps)
     texts["growth RNG"] = f"{record.growth_rng:x}"
-    texts["compile state"] = str(record.compile_state)
-    texts["model fingerprint"] = f"{record.fingerprint:x}"
+    texts["compilation"] = "on" if record.compile_state else "off"
+    what = "model layout" if record.kind is RowKind.START else "model fingerprint"
+    texts[what] = f"{record.fingerprint:x}"
     return texts
 
 

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from esper.errors import CounterfactualOnReplica
+
 # torch 2.13 renamed `broadcast_buffers`, and warns at the old name.
 _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
 
 
-def replicate(module: nn.Module, group: dist.ProcessGroup) -> DistributedDataParallel:
+class Replica(DistributedDataParallel):
+    """A model whose gradients are averaged. What a rank may ask alone it asks the bare one."""
+
+    def __init__(self, module: nn.Module, **settings: Any) -> None:
+        super().__init__(module, **settings)
+        # What the reducer was made for; it never learns of what requires gradients later.
+        self.covered = frozenset(id(each) for each in module.parameters() if each.requires_grad)
+
+    def forward(self, *inputs: Any, **keywords: Any) -> Any:
+        """As the model's. Raises CounterfactualOnReplica where it is given `alpha_overrides`."""
+        if "alpha_overrides" in keywords:
+            raise CounterfactualOnReplica(tuple(keywords["alpha_overrides"] or ()))
+        return super().forward(*inputs, **keywords)  # type: ignore[no-untyped-call]
+
+
+def replicate(module: nn.Module, group: dist.ProcessGroup) -> Replica:
     """`module` with its gradients averaged over `group`; call it anew at each epoch's start, on every rank.
 
     It covers the parameters that train now, and starts with the same buckets in a resumed run. It broadcasts
-    nothing, which would hide what has drifted, so the ranks must have agreed on the model's fingerprint:
-    with unequal numbers of parameters the backward pass aborts the process.
+    nothing, which would hide what has drifted, so the ranks must have agreed on what they replicate
+    (`Agreement.begin`): with unequal numbers of parameters the backward pass aborts the process.
     """
     if _RENAMED:
-        return DistributedDataParallel(
-            module, process_group=group, init_sync=False, forward_sync_buffers=False
-        )
-    return DistributedDataParallel(module, process_group=group, init_sync=False, broadcast_buffers=False)
+        return Replica(module, process_group=group, init_sync=False, forward_sync_buffers=False)
+    return Replica(module, process_group=group, init_sync=False, broadcast_buffers=False)

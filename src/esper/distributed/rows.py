@@ -1,9 +1,9 @@
-"""One rank's row of an exchange: records to fixed-size int64 rows and back. Pure.
+"""One rank's rows of an exchange: records to rows of one size and back. Pure.
 
-A row has `ROW_WORDS` words whatever it carries: a header, then room for `ROW_SLOTS` slots. Floats travel as
-their bits, so that ranks compare bits. The growth exchange uses rows of the same size, because gloo aborts
-the process when rows of unequal size meet, and two ranks in different exchanges should read each other's row
-and say so.
+A row has `ROW_BYTES` whatever it carries: gloo aborts the process when rows of unequal size meet, and two
+ranks in different exchanges should read each other's row and say so. It has room for `ROW_SLOTS` slots; more
+chain further rows, which ranks can tell from the count and the order in the first. What has to be the same on
+all ranks comes first, in one piece, so that comparing it is comparing bytes; floats travel as their bits.
 """
 
 from __future__ import annotations
@@ -11,22 +11,37 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from esper.distributed.digest import stable_digest
-from esper.errors import TooManySlots
 from esper.lifecycle.metrics import MetricSums, SlotMeasurement
 from esper.lifecycle.record import SlotRecord
 from esper.lifecycle.stage import Stage
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ROW_SLOTS = 16
-HEADER_WORDS = 24
-SLOT_WORDS = 24
-ROW_WORDS = HEADER_WORDS + ROW_SLOTS * SLOT_WORDS
 NAME_BYTES = 24
 ERROR_BYTES = 96
+
+# Version, kind, number of the row, run, epoch, slots in all rows, digest of their order.
+_HEAD = struct.Struct("<7q")
+# Config, steps, growth RNG, fingerprint, previous decision, whether compiling was asked for.
+_IDENTITY = struct.Struct("<6q")
+_SLOT = struct.Struct(f"<{NAME_BYTES}s{NAME_BYTES}s5q2d")
+# Batches, compile state, panic, random bits, sums of training and of evaluation.
+_OWN = struct.Struct("<3qQdqqdqq")
+# Each number behind a word that says whether it is one: "never measured" is neither 0 nor nan.
+_MEASURED = struct.Struct("<qdqdqdq")
+_STEP = struct.Struct(f"<{NAME_BYTES}s{NAME_BYTES}s{NAME_BYTES}s3q{ERROR_BYTES}s")
+_DECISION = struct.Struct("<q")
+
+# All of an agreement's row that must be the same on every rank.
+SAME_BYTES = _HEAD.size + _IDENTITY.size + ROW_SLOTS * _SLOT.size
+_OWN_BYTES = _OWN.size + ROW_SLOTS * _MEASURED.size
+_STEPS_AT = _HEAD.size + _DECISION.size
+ROW_BYTES = max(SAME_BYTES + _OWN_BYTES, _STEPS_AT + ROW_SLOTS * _STEP.size)
+TEXT_BYTES = ROW_BYTES - _HEAD.size
 
 
 class RowKind(IntEnum):
@@ -34,22 +49,29 @@ class RowKind(IntEnum):
 
     AGREEMENT = 1
     GROWTH = 2
+    START = 3
+    COUNT = 4
+    TEXT = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgreementRecord:
-    """What one rank says of itself at the end of an epoch. Digests and fingerprints have 63 bits."""
+    """What one rank says of itself at the end of an epoch, or, of kind START, before the next one begins.
 
+    Digests and fingerprints have 63 bits.
+    """
+
+    kind: RowKind = RowKind.AGREEMENT
     run_id: int
     config_digest: int
     epoch: int
     steps: int  # of the optimiser, since the run's start
     slots: tuple[SlotRecord, ...]  # forward order
     growth_rng: int  # digest of what the growth generators would draw next
-    fingerprint: int  # of the model
+    fingerprint: int  # of the model; at a START of all but its bits
     previous_decision: int = 0
-    next_batches: int = 0  # what this rank's loader announces for the next epoch
-    compile_state: int = 0
+    next_batches: int = 0  # what this rank's loader announces for the next epoch; -1: it has no length
+    compile_state: int = 0  # 0: eager by config, 1: compiled, 2: it was to be, and is not any more
     panic: bool = False
     random_bits: int = 0  # 64 bits; rank 0's are everybody's
     train: MetricSums = field(default_factory=MetricSums)
@@ -78,32 +100,133 @@ class GrowthRecord:
     decision: int
     steps: tuple[GrowthStep, ...]
 
+    @property
+    def kind(self) -> RowKind:
+        """Its exchange."""
+        return RowKind.GROWTH
+
 
 Record = AgreementRecord | GrowthRecord
 
 
-def encode(record: Record) -> list[int]:
-    """The record as `ROW_WORDS` signed 64-bit words. Raises TooManySlots when it needs more than one row."""
-    if isinstance(record, AgreementRecord):
-        return _encode_agreement(record)
-    return _encode_growth(record)
+def encode(record: Record) -> list[bytes]:
+    """The record's rows: one, and one more for each `ROW_SLOTS` slots or actions beyond the first."""
+    parts: Sequence[SlotRecord | GrowthStep]
+    parts = record.slots if isinstance(record, AgreementRecord) else record.steps
+    order = order_digest([part.slot_id for part in parts])
+    rows = []
+    for number, at in enumerate(range(0, max(1, len(parts)), ROW_SLOTS)):
+        head = _HEAD.pack(FORMAT_VERSION, record.kind, number, record.run_id, record.epoch, len(parts), order)
+        rows.append((head + _body(record, slice(at, at + ROW_SLOTS))).ljust(ROW_BYTES, b"\0"))
+    return rows
 
 
-def decode(words: Sequence[int]) -> Record:
-    """The record of a row whose format and kind are known (`version_of`, `kind_of`)."""
-    if kind_of(words) is RowKind.AGREEMENT:
-        return _decode_agreement(words)
-    return _decode_growth(words)
+def encode_count(number: int) -> bytes:
+    """A row that carries one number."""
+    return _HEAD.pack(FORMAT_VERSION, RowKind.COUNT, 0, number, 0, 0, 0).ljust(ROW_BYTES, b"\0")
 
 
-def version_of(words: Sequence[int]) -> int:
+def decode_count(row: bytes) -> int:
+    """The number of a row of kind COUNT."""
+    number: int = _HEAD.unpack_from(row)[3]
+    return number
+
+
+def encode_text(data: bytes) -> list[bytes]:
+    """The rows of a text: its length is in the first, so whoever has less goes on with empty ones."""
+    rows = []
+    for number, at in enumerate(range(0, max(1, len(data)), TEXT_BYTES)):
+        head = _HEAD.pack(FORMAT_VERSION, RowKind.TEXT, number, len(data), 0, 0, 0)
+        rows.append((head + data[at : at + TEXT_BYTES]).ljust(ROW_BYTES, b"\0"))
+    return rows
+
+
+def text_length(row: bytes) -> int:
+    """The bytes of the whole text of which `row` is the first."""
+    return decode_count(row)
+
+
+def text_part(row: bytes) -> bytes:
+    """The part of a text in a row of kind TEXT, with what fills it up."""
+    return row[_HEAD.size :]
+
+
+def decode(row: bytes) -> Record:
+    """The record of one row whose format is known, with the slots or steps that this row holds."""
+    _, kind, number, run_id, epoch, total, _ = _HEAD.unpack_from(row)
+    count = min(ROW_SLOTS, total - number * ROW_SLOTS)
+    if kind == RowKind.GROWTH:
+        (decision,) = _DECISION.unpack_from(row, _HEAD.size)
+        steps = tuple(_decoded_step(row, _STEPS_AT + index * _STEP.size) for index in range(count))
+        return GrowthRecord(run_id=run_id, epoch=epoch, decision=decision, steps=steps)
+    config, steps_taken, rng, fingerprint, previous, _ = _IDENTITY.unpack_from(row, _HEAD.size)
+    begin = _HEAD.size + _IDENTITY.size
+    record = AgreementRecord(
+        kind=RowKind(kind),
+        run_id=run_id,
+        config_digest=config,
+        epoch=epoch,
+        steps=steps_taken,
+        slots=tuple(_decoded_slot(row, begin + index * _SLOT.size) for index in range(count)),
+        growth_rng=rng,
+        fingerprint=fingerprint,
+        previous_decision=previous,
+    )
+    return with_own(record, row)
+
+
+def joined(record: AgreementRecord, rows: Sequence[bytes]) -> AgreementRecord:
+    """As `with_own`, for a record of more slots than one row holds."""
+    parts = [
+        with_own(replace(record, slots=record.slots[at : at + ROW_SLOTS]), row)
+        for at, row in zip(range(0, len(record.slots), ROW_SLOTS), rows, strict=True)
+    ]
+    measurements = tuple(measured for part in parts for measured in part.measurements)
+    return replace(parts[0], slots=record.slots, measurements=measurements)
+
+
+def with_own(record: AgreementRecord, row: bytes) -> AgreementRecord:
+    """`record` with what the rank that sent `row` measured for itself; they have the same slots."""
+    batches, compiled, panic, bits, *sums = _OWN.unpack_from(row, SAME_BYTES)
+    begin = SAME_BYTES + _OWN.size
+    measured = row[begin : begin + len(record.slots) * _MEASURED.size]
+    return replace(
+        record,
+        next_batches=batches,
+        compile_state=compiled,
+        panic=bool(panic),
+        random_bits=bits,
+        train=MetricSums(*sums[:3]),
+        test=MetricSums(*sums[3:]),
+        measurements=tuple(
+            SlotMeasurement(
+                ratio if has_ratio else None,
+                health if has_health else None,
+                contribution if has_contribution else None,
+                bool(exploding),
+            )
+            for (
+                has_ratio,
+                ratio,
+                has_health,
+                health,
+                has_contribution,
+                contribution,
+                exploding,
+            ) in _MEASURED.iter_unpack(measured)
+        ),
+    )
+
+
+def version_of(row: bytes) -> int:
     """The format version of a row, whatever wrote it."""
-    return words[0]
+    version: int = struct.unpack_from("<q", row)[0]
+    return version
 
 
-def kind_of(words: Sequence[int]) -> RowKind:
+def kind_of(row: bytes) -> RowKind:
     """Which exchange the row belongs to."""
-    return RowKind(words[1])
+    return RowKind(struct.unpack_from("<q", row, 8)[0])
 
 
 def order_digest(slot_ids: Sequence[str]) -> int:
@@ -120,151 +243,92 @@ def squeeze(name: str, room: int = NAME_BYTES) -> str:
     return f"{start}~{hashlib.blake2b(data, digest_size=4).hexdigest()}"
 
 
-class _Writer:
-    def __init__(self) -> None:
-        self.words: list[int] = []
-
-    def ints(self, *values: int) -> None:
-        self.words += values
-
-    def floats(self, *values: float) -> None:
-        self.words += struct.unpack(f"<{len(values)}q", struct.pack(f"<{len(values)}d", *values))
-
-    def text(self, value: str, room: int = NAME_BYTES) -> None:
-        self.words += struct.unpack(f"<{room // 8}q", squeeze(value, room).encode().ljust(room, b"\0"))
-
-    def pad(self, size: int) -> None:
-        self.words += [0] * (size - len(self.words))
-
-
-class _Reader:
-    def __init__(self, words: Sequence[int], at: int = 0) -> None:
-        self._words, self._at = words, at
-
-    def _take(self, count: int) -> Sequence[int]:
-        self._at += count
-        return self._words[self._at - count : self._at]
-
-    def word(self) -> int:
-        return self._take(1)[0]
-
-    def number(self) -> float:
-        value: float = struct.unpack("<d", struct.pack("<q", self.word()))[0]
-        return value
-
-    def text(self, room: int = NAME_BYTES) -> str:
-        return struct.pack(f"<{room // 8}q", *self._take(room // 8)).rstrip(b"\0").decode()
-
-
-def _header(kind: RowKind, run_id: int, epoch: int, slot_ids: Sequence[str]) -> _Writer:
-    if len(slot_ids) > ROW_SLOTS:
-        raise TooManySlots(len(slot_ids), ROW_SLOTS)
-    row = _Writer()
-    # The count and the order come first: with them agreed, ranks can chain as many further rows as the slots
-    # need.
-    row.ints(FORMAT_VERSION, kind, run_id, epoch, len(slot_ids), order_digest(slot_ids))
-    return row
-
-
-def _encode_agreement(record: AgreementRecord) -> list[int]:
-    row = _header(RowKind.AGREEMENT, record.run_id, record.epoch, [slot.slot_id for slot in record.slots])
-    row.ints(
-        record.config_digest, record.steps, record.growth_rng, record.fingerprint, record.previous_decision
-    )
-    row.ints(record.next_batches, record.compile_state, record.panic, _signed(record.random_bits))
-    for sums in (record.train, record.test):
-        row.floats(sums.loss_sum)
-        row.ints(sums.correct, sums.samples)
+def _body(record: Record, part: slice) -> bytes:
+    if isinstance(record, GrowthRecord):
+        return _DECISION.pack(record.decision) + b"".join(map(_encoded_step, record.steps[part]))
     measurements = record.measurements or (SlotMeasurement(),) * len(record.slots)
-    for index, (slot, measured) in enumerate(zip(record.slots, measurements, strict=True)):
-        row.pad(HEADER_WORDS + index * SLOT_WORDS)
-        row.text(slot.slot_id)
-        row.text(slot.blueprint or "")
-        row.ints(slot.stage, slot.birth, slot.epochs_in_stage, slot.alpha_mode, slot.ticks_left)
-        row.floats(slot.alpha, slot.alpha_target)
-        for value in (measured.gradient_ratio, measured.gradient_health, measured.contribution):
-            row.ints(value is not None)  # a word of its own: "never measured" is neither 0 nor nan
-            row.floats(0.0 if value is None else value)
-        row.ints(measured.exploding)
-    row.pad(ROW_WORDS)
-    return row.words
-
-
-def _decode_agreement(words: Sequence[int]) -> AgreementRecord:
-    row = _Reader(words, at=2)
-    run_id, epoch, count, _ = row.word(), row.word(), row.word(), row.word()
-    config_digest, steps, growth_rng, fingerprint, previous = (row.word() for _ in range(5))
-    next_batches, compile_state, panic, random_bits = (row.word() for _ in range(4))
-    train = MetricSums(row.number(), row.word(), row.word())
-    test = MetricSums(row.number(), row.word(), row.word())
-    slots, measurements = [], []
-    for index in range(count):
-        row = _Reader(words, at=HEADER_WORDS + index * SLOT_WORDS)
-        slot_id, blueprint = row.text(), row.text()
-        stage, birth, epochs, mode, ticks = (row.word() for _ in range(5))
-        alpha, target = row.number(), row.number()
-        slots.append(
-            SlotRecord(slot_id, Stage(stage), blueprint or None, birth, epochs, alpha, target, mode, ticks)
-        )
-        ratio, health, contribution = (_optional(row.word(), row.number()) for _ in range(3))
-        measurements.append(SlotMeasurement(ratio, health, contribution, bool(row.word())))
-    return AgreementRecord(
-        run_id=run_id,
-        config_digest=config_digest,
-        epoch=epoch,
-        steps=steps,
-        slots=tuple(slots),
-        growth_rng=growth_rng,
-        fingerprint=fingerprint,
-        previous_decision=previous,
-        next_batches=next_batches,
-        compile_state=compile_state,
-        panic=bool(panic),
-        random_bits=random_bits % 2**64,
-        train=train,
-        test=test,
-        measurements=tuple(measurements),
+    same = _IDENTITY.pack(
+        record.config_digest,
+        record.steps,
+        record.growth_rng,
+        record.fingerprint,
+        record.previous_decision,
+        record.compile_state != 0,
+    ) + b"".join(map(_encoded_slot, record.slots[part]))
+    own = _OWN.pack(
+        record.next_batches,
+        record.compile_state,
+        record.panic,
+        record.random_bits,
+        record.train.loss_sum,
+        record.train.correct,
+        record.train.samples,
+        record.test.loss_sum,
+        record.test.correct,
+        record.test.samples,
+    )
+    return (
+        same.ljust(SAME_BYTES - _HEAD.size, b"\0") + own + b"".join(map(_encoded_measure, measurements[part]))
     )
 
 
-def _encode_growth(record: GrowthRecord) -> list[int]:
-    row = _header(RowKind.GROWTH, record.run_id, record.epoch, [step.slot_id for step in record.steps])
-    row.ints(record.decision)
-    for index, step in enumerate(record.steps):
-        row.pad(HEADER_WORDS + index * SLOT_WORDS)
-        row.text(step.slot_id)
-        row.text(step.action)
-        row.text(step.blueprint)
-        row.ints(step.gate_passed is not None, bool(step.gate_passed), step.fingerprint)
-        row.text(step.error, ERROR_BYTES)
-    row.pad(ROW_WORDS)
-    return row.words
+def _encoded_slot(slot: SlotRecord) -> bytes:
+    return _SLOT.pack(
+        squeeze(slot.slot_id).encode(),
+        squeeze(slot.blueprint or "").encode(),
+        slot.stage,
+        slot.birth,
+        slot.epochs_in_stage,
+        slot.alpha_mode,
+        slot.ticks_left,
+        slot.alpha,
+        slot.alpha_target,
+    )
 
 
-def _decode_growth(words: Sequence[int]) -> GrowthRecord:
-    row = _Reader(words, at=2)
-    run_id, epoch, count, _, decision = (row.word() for _ in range(5))
-    steps = []
-    for index in range(count):
-        row = _Reader(words, at=HEADER_WORDS + index * SLOT_WORDS)
-        slot_id, action, blueprint = row.text(), row.text(), row.text()
-        asked, passed, fingerprint = (row.word() for _ in range(3))
-        steps.append(
-            GrowthStep(
-                slot_id=slot_id,
-                action=action,
-                blueprint=blueprint,
-                gate_passed=bool(passed) if asked else None,
-                fingerprint=fingerprint,
-                error=row.text(ERROR_BYTES),
-            )
-        )
-    return GrowthRecord(run_id=run_id, epoch=epoch, decision=decision, steps=tuple(steps))
+def _decoded_slot(row: bytes, at: int) -> SlotRecord:
+    slot_id, blueprint, stage, birth, epochs, mode, ticks, alpha, target = _SLOT.unpack_from(row, at)
+    return SlotRecord(
+        _text(slot_id), Stage(stage), _text(blueprint) or None, birth, epochs, alpha, target, mode, ticks
+    )
 
 
-def _optional(measured: int, value: float) -> float | None:
-    return value if measured else None
+def _encoded_measure(measured: SlotMeasurement) -> bytes:
+    ratio, health, contribution = measured.gradient_ratio, measured.gradient_health, measured.contribution
+    return _MEASURED.pack(
+        ratio is not None,
+        0.0 if ratio is None else ratio,
+        health is not None,
+        0.0 if health is None else health,
+        contribution is not None,
+        0.0 if contribution is None else contribution,
+        measured.exploding,
+    )
 
 
-def _signed(bits: int) -> int:
-    return bits - 2**64 if bits >= 2**63 else bits
+def _encoded_step(step: GrowthStep) -> bytes:
+    return _STEP.pack(
+        squeeze(step.slot_id).encode(),
+        squeeze(step.action).encode(),
+        squeeze(step.blueprint).encode(),
+        step.gate_passed is not None,
+        bool(step.gate_passed),
+        step.fingerprint,
+        squeeze(step.error, ERROR_BYTES).encode(),
+    )
+
+
+def _decoded_step(row: bytes, at: int) -> GrowthStep:
+    slot_id, action, blueprint, asked, passed, fingerprint, error = _STEP.unpack_from(row, at)
+    return GrowthStep(
+        slot_id=_text(slot_id),
+        action=_text(action),
+        blueprint=_text(blueprint),
+        gate_passed=bool(passed) if asked else None,
+        fingerprint=fingerprint,
+        error=_text(error),
+    )
+
+
+def _text(data: bytes) -> str:
+    return data.rstrip(b"\0").decode()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -40,3 +41,20 @@ def average_statistics(model: nn.Module, mean_: Callable[[Tensor], None]) -> Non
     sizes = [tensor.numel() for tensor in statistics]
     for tensor, values in zip(statistics, torch.split(flat, sizes), strict=True):
         tensor.copy_(values.view_as(tensor))
+
+
+@contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Passes inside leave all running statistics as they were."""
+    buffers = [
+        buffer
+        for module in model.modules()
+        if isinstance(module, _BatchNorm)
+        for buffer in module.buffers(recurse=False)
+    ]
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
@@ -12,6 +12,7 @@ from enum import IntEnum, StrEnum
 import torch
 from torch import Tensor, nn
 
+from esper.distributed.divergence import ranks_text
 from esper.errors import ConfigError
 from esper.model import GrownModel
 
@@ -112,13 +113,21 @@ class StepCompiler:
 
     def fall_back(self, error: Exception) -> None:
         """Go on without compilation, for good."""
-        self.fallbacks += 1
-        self._follow()
         # Dynamo's own text goes on for pages; its first two lines say what failed, and how.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        self.reason = f"{type(error).__name__}: {' '.join(lines[:2])}"
+        self._stop(f"{type(error).__name__}: {' '.join(lines[:2])}")
+
+    def follow(self, ranks: Sequence[int]) -> None:
+        """Go on as the ranks that fell back do; nothing for one that has done so, or was not to compile."""
+        if self.state is CompileState.COMPILED:
+            self._stop(f"{ranks_text(ranks)} could not compile")
+
+    def _stop(self, reason: str) -> None:
+        self.fallbacks += 1
+        self._follow()
+        self.reason = reason
         self._steps.clear()
-        _LOGGER.warning("training goes on without compilation: %s", self.reason)
+        _LOGGER.warning("training goes on without compilation: %s", reason)
 
     def _follow(self) -> None:
         # What a step asks: with the property, and a method around it, the way to the compiled code took 30 us

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum, StrEnum
 from typing import Any, Self, get_args, get_origin, get_type_hints
@@ -12,6 +12,7 @@ from esper.control.governor import GovernorConfig
 from esper.control.heuristic import HeuristicConfig
 from esper.distributed.agreement import AgreementConfig
 from esper.distributed.digest import stable_digest
+from esper.distributed.loaders import LoaderPolicy
 from esper.errors import ConfigError
 from esper.lifecycle.config import SlotConfig
 from esper.lifecycle.gates import GateConfig
@@ -57,12 +58,15 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """Settings of a run; the same on every rank. `batch_size` is per rank, `run` a name of the user's."""
+    """Settings of a run; the same on every rank. `batch_size` is per rank, `run` a name of the user's,
+    `loaders` what is done when ranks have different numbers of batches.
+    """
 
     run: str = "esper"
     seed: int = 0
     epochs: int = 50
     batch_size: int = 32
+    loaders: LoaderPolicy = LoaderPolicy.ERROR
     host: HostConfig = field(default_factory=HostConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     slot: SlotConfig = field(default_factory=SlotConfig)
@@ -80,6 +84,10 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values that `from_dict` takes back."""
         return asdict(self)
+
+    def settings(self) -> dict[str, str]:
+        """Every setting in words, by `config` and its dotted path."""
+        return {f"config {path}": text for path, text in _flat(self.to_dict(), "")}
 
     def digest(self) -> int:
         """63-bit digest of all settings, the same in every process."""
@@ -133,6 +141,14 @@ def _plain(kind: type, value: object, path: str) -> object:
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     raise ConfigError(path, value, f"of type {getattr(kind, '__name__', kind)}")
+
+
+def _flat(values: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, _join(path, key))
+        else:
+            yield _join(path, key), repr(value.value if isinstance(value, Enum) else value)
 
 
 def _join(path: str, key: str) -> str:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from esper.distributed.loaders import Shadow
 from esper.lifecycle.alpha import AlphaMode
 from esper.lifecycle.metrics import GradientTrend, MetricSums, SlotMeasurement
 from esper.lifecycle.record import SlotRecord
 from esper.lifecycle.stage import Stage
 from esper.model import GrownModel
 from esper.model.gradients import GradientLog
-from esper.training.batchnorm import heal, running_statistics
+from esper.training.batchnorm import heal, kept_statistics, running_statistics
 from esper.training.tasks import Batch
 
 # Seeds that train and may still advance: what gates ask about is read from their gradients.
@@ -26,7 +28,7 @@ _COUNTING = frozenset({Stage.BLENDING, Stage.HOLDING})
 
 def train_on(
     module: nn.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch | Shadow[Batch]],
     optimizer: torch.optim.Optimizer,
     *,
     clip: float,
@@ -39,17 +41,21 @@ def train_on(
     were, and the sums say it. Averaged gradients are the same on all ranks, so all leave the step out.
     BatchNorm's statistics saw the nan in the forward pass: where they are not finite any more they go back
     to what they were at first.
+    A shadow takes part in the step's collectives and counts in nothing else.
     """
     module.train()
     statistics = running_statistics(module)
     good = [tensor.clone() for tensor in statistics]
     sums, steps = MetricSums(), 0
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for inputs, classes in batches:
+    for batch in batches:
+        shadow = isinstance(batch, Shadow)
+        inputs, classes = batch.batch if isinstance(batch, Shadow) else batch
         optimizer.zero_grad(set_to_none=True)
-        logits = module(inputs)
+        with kept_statistics(module) if shadow else nullcontext():
+            logits = module(inputs)
         loss = _loss(logits, classes)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss * 0.0 if shadow else loss)
         after_backward()
         norm = nn.utils.clip_grad_norm_(parameters, clip)
         # The one time in a step that the host waits for the device.
@@ -61,7 +67,8 @@ def train_on(
             steps += 1
         else:
             heal(statistics, good)
-        sums += MetricSums(loss_value * classes.numel(), int(correct), classes.numel())
+        if not shadow:
+            sums += MetricSums(loss_value * classes.numel(), int(correct), classes.numel())
     return sums, steps
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from esper.control.actions import Action, Advance, Decision, Germinate
 from esper.control.signals import EpochSignals, gate_for
-from esper.distributed.agreement import Agreement
+from esper.distributed.agreement import Agreed, Agreement
 from esper.distributed.digest import stable_digest
 from esper.distributed.growth import Birth, birth_generator, prepare_birth
 from esper.distributed.rows import GrowthRecord, GrowthStep
@@ -15,6 +17,9 @@ from esper.lifecycle.gates import GateVerdict, evaluate_gate
 from esper.lifecycle.stage import Stage
 from esper.model import GrownModel, fingerprint
 from esper.training.config import TrainConfig
+from esper.training.history import Dissent
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,20 +48,28 @@ class PreparedAction:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The gates that a decision asked, with their verdicts, and what single ranks thought of these."""
+
+    verdicts: tuple[tuple[str, GateVerdict], ...] = ()  # (slot id, verdict)
+    dissent: tuple[Dissent, ...] = ()
+
+
 class Growth:
     """The changes of one trainer's model."""
 
     def __init__(self, model: GrownModel, config: TrainConfig, agreement: Agreement) -> None:
         self._model, self._config, self._agreement = model, config, agreement
 
-    def apply(self, decision: Decision, signals: EpochSignals) -> tuple[tuple[str, GateVerdict], ...]:
-        """Collective: every rank, same order. Prepares, confirms and commits; (slot id, verdict) of each gate
-        asked.
+    def apply(self, decision: Decision, signals: EpochSignals, agreed: Agreed) -> Applied:
+        """Collective: every rank, same order. Prepares, confirms and commits.
 
-        A decision to wait exchanges nothing. Raises as `Agreement.confirm`, and then no slot has changed.
+        A decision to wait exchanges nothing: a rank that decides otherwise meets the others in the next
+        start. Raises as `Agreement.confirm`, and then no slot has changed.
         """
         if not decision.actions:
-            return ()
+            return Applied()
         prepared = [self.prepare(action, signals) for action in decision.actions]
         try:
             self._agreement.confirm(
@@ -74,7 +87,8 @@ class Growth:
         for each in prepared:
             if each.goes_ahead:
                 self.commit(each)
-        return tuple((each.action.slot_id, each.verdict) for each in prepared if each.verdict)
+        asked = tuple((each.action.slot_id, each.verdict) for each in prepared if each.verdict)
+        return Applied(asked, self._dissent(asked, signals, agreed))
 
     def prepare(self, action: Action, signals: EpochSignals) -> PreparedAction:
         """The action with its seed and its gate's verdict; nothing of it shows in the model.
@@ -117,3 +131,28 @@ class Growth:
             slot.advance()
         else:
             slot.prune()
+
+    def _dissent(
+        self, asked: Sequence[tuple[str, GateVerdict]], signals: EpochSignals, agreed: Agreed
+    ) -> tuple[Dissent, ...]:
+        """Of each verdict the ranks whose own row, which all have, would have led to another."""
+        found = []
+        for slot_id, verdict in asked:
+            index = next(at for at, view in enumerate(signals.slots) if view.record.slot_id == slot_id)
+            view = signals.slots[index]
+            if view.record.stage is Stage.DORMANT:
+                continue  # a birth is the same everywhere, or it would not have been confirmed
+            others = []
+            for rank, row in zip(self._agreement.ranks, agreed.records, strict=True):
+                own = replace(view, measurement=row.measurements[index])
+                if view.improvement is not None and row.test.samples:
+                    # Against the agreed accuracy at the stage's start: single ranks' are not kept.
+                    own = replace(
+                        own, improvement=view.improvement + row.test.accuracy - agreed.test.accuracy
+                    )
+                if gate_for(own, self._config.gates).passed != verdict.passed:
+                    others.append(rank)
+            if others:
+                found.append(Dissent(slot_id, verdict.gate, verdict.passed, tuple(others)))
+                _LOGGER.info("epoch %d: %s", signals.epoch, found[-1])
+        return tuple(found)

@@ -6,11 +6,27 @@ import json
 from dataclasses import dataclass, replace
 
 from esper.control.actions import Decision
+from esper.distributed.divergence import ranks_text
 from esper.errors import BadState
 from esper.lifecycle.gates import GateVerdict
 from esper.lifecycle.metrics import SlotMeasurement
 from esper.lifecycle.record import SlotRecord
 from esper.training.plain import from_plain, to_plain
+
+
+@dataclass(frozen=True, slots=True)
+class Dissent:
+    """A gate's verdict on agreed numbers, and the ranks whose own numbers would have led to another."""
+
+    slot_id: str
+    gate: str
+    passed: bool
+    ranks: tuple[int, ...]
+
+    def __str__(self) -> str:
+        verdict, other = ("passed", "failed") if self.passed else ("failed", "passed")
+        who = ranks_text(self.ranks)
+        return f"{self.gate} of {self.slot_id} {verdict}; by the own numbers of {who} it would have {other}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +43,7 @@ class EpochResult:
     fingerprint: int  # of the model, before the decision
     seconds: float
     panicking: tuple[int, ...] = ()  # ranks by which the epoch was undone
+    dissent: tuple[Dissent, ...] = ()  # verdicts that single ranks would not have come to
 
     def same_as(self, other: EpochResult) -> bool:
         """Whether both say the same of everything but time; a loss of nan is the same as itself."""
@@ -49,6 +66,11 @@ class History:
     def accuracy(self) -> float:
         """Accuracy of the last epoch, in points; nan without epochs."""
         return self.epochs[-1].accuracy if self.epochs else float("nan")
+
+    @property
+    def dissents(self) -> int:
+        """How many times a rank's own numbers would have led to another verdict of a gate."""
+        return sum(len(each.ranks) for epoch in self.epochs for each in epoch.dissent)
 
     def same_as(self, other: History) -> bool:
         """Whether two runs went the same way, bit for bit, whatever time they took."""

@@ -1,13 +1,15 @@
-"""The one loop: train -> evaluate -> measure -> agree -> decide -> apply -> tick.
+"""The one loop: start -> train -> evaluate -> measure -> agree -> decide -> apply -> tick.
 
 Nothing before the agreement changes lifecycle state, and nothing after it looks at anything local to a rank,
-so a failed agreement leaves every slot as it was.
+so a failed agreement leaves every slot as it was. The start is an exchange, too: what happened on one rank
+alone since the agreement (a tick more, a decision of its own) is found there, before the first gradient.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,22 +22,22 @@ from esper.control.signals import EpochSignals
 from esper.distributed.agreement import Agreed, Agreement
 from esper.distributed.digest import stable_digest
 from esper.distributed.growth import growth_rng_digest
-from esper.distributed.loaders import require_equal_batches
+from esper.distributed.loaders import UNKNOWN, agreed_batches, check_announced
 from esper.distributed.replicate import replicate
-from esper.distributed.rows import AgreementRecord
-from esper.errors import ConfigError
-from esper.lifecycle.gates import GateVerdict
+from esper.distributed.rows import AgreementRecord, RowKind
+from esper.errors import ConfigError, NotReplicated
 from esper.lifecycle.metrics import GradientTrend, MetricSums, SlotMeasurement
 from esper.model import GrownModel
 from esper.training.batchnorm import average_statistics
 from esper.training.compile import StepCompiler
 from esper.training.config import TrainConfig
 from esper.training.epoch import GradientWatch, counting_slots, evaluate_on, measure_slots, train_on
-from esper.training.growth import Growth
+from esper.training.growth import Applied, Growth
 from esper.training.history import EpochResult, History
 from esper.training.optimizer import follow_parameters, make_optimizer
 from esper.training.plain import from_plain, to_plain
 from esper.training.safeguard import Safeguard
+from esper.training.sameness import NOT_REPLICATED, as_shown, common_leaves, layout_of
 from esper.training.snapshot import Saved, capture, random_state, restore, set_random_state
 from esper.training.tasks import Batch, Task
 
@@ -97,8 +99,8 @@ class Trainer:
         self._trends: dict[str, GradientTrend] = {}
         self._announced: Sequence[tuple[int, int]] = ()
 
-    def run(self) -> History:
-        """Collective: every rank, same order. Trains up to the configured number of epochs.
+    def run(self, *, after_epoch: Callable[[Trainer], object] | None = None) -> History:
+        """Collective: every rank, same order. Trains up to the configured number of epochs, then audits.
 
         Raises LifecycleDivergence, LoaderMismatch or AgreementDeadline when ranks part, GrowthFailed when a
         seed can't be built, TrainingDiverged when rollbacks do not help.
@@ -108,28 +110,34 @@ class Trainer:
             self._announced = self.agree(done, MetricSums(), MetricSums(), ()).next_batches
         for epoch in range(len(self.history.epochs) + 1, self.config.epochs + 1):
             self.run_epoch(epoch)
+            if after_epoch is not None:
+                after_epoch(self)
+        self.finish()
         return self.history
 
     def run_epoch(self, epoch: int) -> EpochResult:
         """Collective: every rank, same order. One whole epoch."""
         begun = time.perf_counter()
         self.safeguard.begin(self.model, self.optimizer)
-        require_equal_batches(self._announced, epoch)
-        train = self.train_epoch(epoch)
+        check_announced(self._announced, epoch, self.config.loaders)
+        module = self.wrap()
+        self.start(epoch, module)
+        train = self.train_epoch(epoch, module)
         self.average_buffers()
         test = self.evaluate()
         measurements = self.measure(test.accuracy)
         agreed = self.agree(epoch, train, test, measurements)
         self._announced = agreed.next_batches
-        decision = Decision()
-        verdicts: tuple[tuple[str, GateVerdict], ...] = ()
+        if agreed.fell_back:
+            self.compiler.follow(agreed.fell_back)
+        decision, applied = Decision(), Applied()
         if agreed.panic:
             loss = agreed.train.loss
             self.safeguard.roll_back(self.model, self.optimizer, epoch=epoch, loss=loss)
             self.compiler.forget()
         else:
             decision = self.decide(agreed)
-            verdicts = self.growth.apply(decision, self._signals)
+            applied = self.growth.apply(decision, self._signals, agreed)
         self.tick()
         self.safeguard.end(self.model, self.optimizer, agreed.train.loss, panicked=agreed.panic)
         result = EpochResult(
@@ -139,21 +147,60 @@ class Trainer:
             records=agreed.records[0].slots,
             measurements=agreed.measurements,
             decision=decision,
-            verdicts=verdicts,
+            verdicts=applied.verdicts,
+            dissent=applied.dissent,
             fingerprint=agreed.records[0].fingerprint,
             panicking=agreed.panicking,
             seconds=time.perf_counter() - begun,
         )
         self.history = History((*self.history.epochs, result), self.model.records())
+        every = self.config.agreement.audit_every
+        if every and epoch % every == 0 and epoch < self.config.epochs:
+            self.audit(f"the audit after epoch {epoch}")
         return result
 
-    def train_epoch(self, epoch: int) -> MetricSums:
-        """Collective: every rank, same order. One pass over this rank's batches."""
+    def start(self, epoch: int, module: nn.Module | None = None) -> None:
+        """Collective: every rank, same order. Nothing has made this rank another since the agreement, and
+        `module`, what is about to be trained, averages the gradients of all that learns.
+
+        Raises LifecycleDivergence, NotReplicated or AgreementDeadline.
+        """
+        layout = layout_of(self.model, module)
+        record = self._record(epoch, RowKind.START, stable_digest("layout", layout))
+        self.agreement.begin(record, lambda: {**self.config.settings(), **layout})
+        missing = tuple(name for name, text in layout.items() if text.endswith(NOT_REPLICATED))
+        if missing:
+            raise NotReplicated(missing)
+
+    def audit(self, where: str) -> None:
+        """Collective: every rank, same order. All that ranks have in common is the same, bit for bit.
+
+        Raises LifecycleDivergence with the first part that is not, or AgreementDeadline.
+        """
+        if self._group is not None:
+            self.agreement.audit(common_leaves(self), where)
+
+    def finish(self) -> None:
+        """Collective: every rank, same order. The end of a run is the same on all ranks, too. As `audit`."""
+        self.start(len(self.history.epochs) + 1)
+        self.audit("the audit at the end")
+
+    def train_epoch(self, epoch: int, module: nn.Module) -> MetricSums:
+        """Collective: every rank, same order. One pass over this rank's batches, `module` being the model as
+        it is trained.
+        """
         follow_parameters(self.optimizer, self.model.parameters())
         watch = GradientWatch(self.model, self.config.optimizer.clip)
         sums, steps = train_on(
-            self.wrap(),
-            self._on_device(self.task.train_batches(epoch)),
+            module,
+            agreed_batches(
+                self._on_device(self.task.train_batches(epoch)),
+                self._announced,
+                policy=self.config.loaders,
+                agreement=self.agreement,
+                epoch=epoch,
+                sequence=self._issued,
+            ),
             self.optimizer,
             clip=self.config.optimizer.clip,
             after_backward=watch,
@@ -191,26 +238,32 @@ class Trainer:
         self, epoch: int, train: MetricSums, test: MetricSums, measurements: tuple[SlotMeasurement, ...]
     ) -> Agreed:
         """Collective: every rank, same order. Exchanges what this rank is and has measured."""
+        batches = 0 if epoch == self.config.epochs else self.task.announce(epoch + 1)
+        record = replace(
+            self._record(epoch, RowKind.AGREEMENT, self.model.fingerprint()),
+            next_batches=UNKNOWN if batches is None else batches,
+            panic=self.safeguard.panics(train, test),
+            random_bits=stable_digest("draw", self.config.seed, epoch, self.agreement.rank, bits=64),
+            train=train,
+            test=test,
+            measurements=measurements,
+        )
+        return self.agreement.exchange(record, self.config.settings)
+
+    def _record(self, epoch: int, kind: RowKind, fingerprint: int) -> AgreementRecord:
+        """What has to be the same on every rank at any time."""
         records = self.model.records()
-        is_last = epoch == self.config.epochs
-        return self.agreement.exchange(
-            AgreementRecord(
-                run_id=stable_digest("run", self.config.run),
-                config_digest=self.config.digest(),
-                epoch=epoch,
-                steps=self._steps,
-                slots=records,
-                growth_rng=growth_rng_digest(self.config.seed, records),
-                fingerprint=self.model.fingerprint(),
-                previous_decision=self._previous_decision,
-                next_batches=0 if is_last else self.task.announce(epoch + 1),
-                compile_state=int(self.compiler.state),
-                panic=self.safeguard.panics(train, test),
-                random_bits=stable_digest("draw", self.config.seed, epoch, self.agreement.rank, bits=64),
-                train=train,
-                test=test,
-                measurements=measurements,
-            )
+        return AgreementRecord(
+            kind=kind,
+            run_id=stable_digest("run", self.config.run),
+            config_digest=self.config.digest(),
+            epoch=epoch,
+            steps=self._steps,
+            slots=as_shown(records, self.model.alphas),
+            growth_rng=growth_rng_digest(self.config.seed, records),
+            fingerprint=fingerprint,
+            previous_decision=self._previous_decision,
+            compile_state=int(self.compiler.state),
         )
 
     def decide(self, agreed: Agreed) -> Decision:
@@ -232,16 +285,19 @@ class Trainer:
 
     def state_dict(self) -> Saved:
         """All that a run goes on from, as `load_state_dict` takes it back: plain values and tensors."""
-        controller = self.controller
         return {
             **capture(self.model, self.optimizer),
-            "controller": controller.state_dict() if isinstance(controller, Resumable) else None,
+            "controller": self.state_of_controller(),
             "governor": self.safeguard.governor.state_dict(),
             "history": to_plain(self.history),
             "steps": self._steps,
             "previous_decision": self._previous_decision,
             "random": random_state(),
         }
+
+    def state_of_controller(self) -> dict[str, object] | None:
+        """The controller's own state; None for one that has none."""
+        return self.controller.state_dict() if isinstance(self.controller, Resumable) else None
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave. Not atomic: `esper.training.checkpoint` makes it so."""
@@ -267,6 +323,13 @@ class Trainer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _issued(self) -> int:
+        """How many collectives this rank has issued in the group that trains."""
+        if self._group is None:
+            return 0
+        number: int = self._group._get_sequence_number_for_group()  # type: ignore[attr-defined]  # private
+        return number
 
     def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         device = next(self.model.parameters()).device

@@ -26,6 +26,7 @@ class FaultSpec:
 
 _CALL = ("op", "nth", "tag")
 _TARGET = ("target", "nth")
+_SLOT = ("epoch", "slot")
 
 _REDUCING = ("all_reduce", "all_reduce_coalesced", "reduce", "reduce_scatter", "reduce_scatter_coalesced")
 _ROOTED = ("broadcast", "gather", "reduce", "scatter")
@@ -63,8 +64,25 @@ CATALOGUE: dict[str, FaultSpec] = {
     "change_result": FaultSpec("call", _TARGET, ("value",), ("target", "value")),
     # data
     "uneven_loader": FaultSpec("data", ("epoch", "target")),
+    "nan_batch": FaultSpec("data", ("epoch", "target")),
+    "other_order": FaultSpec("data", ("epoch", "target")),
+    "worker_death": FaultSpec("data", ("epoch", "target")),
     # lifecycle of a growing network
-    "skip_gate": FaultSpec("lifecycle", ("epoch", "slot")),
+    "skip_gate": FaultSpec("lifecycle", _SLOT),
     "skip_agreement": FaultSpec("lifecycle", ("epoch",)),
-    "germinate_alone": FaultSpec("lifecycle", ("epoch", "slot"), ("blueprint", "decided")),
+    "slot_order": FaultSpec("lifecycle", ("epoch",)),
+    "extra_tick": FaultSpec("lifecycle", ("epoch",)),
+    "missed_tick": FaultSpec("lifecycle", ("epoch",)),
+    "germinate_alone": FaultSpec("lifecycle", _SLOT, ("blueprint", "decided", "after")),
+    "other_blueprint": FaultSpec("lifecycle", _SLOT, ("blueprint",)),
+    "prune_alone": FaultSpec("lifecycle", _SLOT, ("decided", "after")),
+    "panic_alone": FaultSpec("lifecycle", ("epoch",)),
+    "override_alone": FaultSpec("lifecycle", _SLOT),
+    "compile_fallback": FaultSpec("lifecycle", ("epoch",)),
+    "rng_shift": FaultSpec("lifecycle", ("epoch",)),
+    "optimizer_misses_seed": FaultSpec("lifecycle", ("epoch",)),
+    "wrapper_not_rebuilt": FaultSpec("lifecycle", ("epoch",)),
+    "restore_alone": FaultSpec("lifecycle", ("epoch",)),
+    "other_thresholds": FaultSpec("lifecycle", ("epoch",)),
+    "local_verdict": FaultSpec("lifecycle", ("epoch",)),
 }

@@ -1,4 +1,4 @@
-"""Shards, announced batches and the sources of random numbers."""
+"""Shards and the sources of random numbers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torch import nn
 
 from esper.distributed.digest import stable_digest
 from esper.distributed.growth import birth_generator, birth_seed, growth_rng_digest, prepare_birth
-from esper.distributed.loaders import evaluation_shard, require_equal_batches, training_shard
-from esper.errors import LoaderMismatch
+from esper.distributed.loaders import evaluation_shard, training_shard
 from tests.esper.distributed.records import slot_record
 
 
@@ -28,13 +27,6 @@ def test_training_shards_are_disjoint_equal_and_new_each_epoch() -> None:
 def test_evaluation_shards_hold_each_sample_once() -> None:
     shards = [evaluation_shard(11, rank=rank, world_size=3).tolist() for rank in range(3)]
     assert sorted(index for shard in shards for index in shard) == list(range(11))
-
-
-def test_announced_batches_must_be_equal() -> None:
-    assert require_equal_batches(((0, 12), (1, 12)), 4) == 12
-    with pytest.raises(LoaderMismatch, match=r"epoch 4 \(rank 0: 12, rank 1: 11\)") as raised:
-        require_equal_batches(((0, 12), (1, 11)), 4)
-    assert raised.value.guilty == (0, 1)
 
 
 def test_digests_are_the_same_in_another_process() -> None:

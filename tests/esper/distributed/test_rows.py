@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.distributed.rows import (
     FORMAT_VERSION,
     NAME_BYTES,
+    ROW_BYTES,
     ROW_SLOTS,
-    ROW_WORDS,
+    SAME_BYTES,
     AgreementRecord,
     GrowthRecord,
     GrowthStep,
     RowKind,
     decode,
+    decode_count,
     encode,
+    encode_count,
+    encode_text,
+    joined,
     kind_of,
     squeeze,
+    text_length,
+    text_part,
     version_of,
+    with_own,
 )
-from esper.errors import TooManySlots
 from esper.lifecycle.alpha import AlphaMode
 from esper.lifecycle.metrics import MetricSums, SlotMeasurement
 from esper.lifecycle.record import SlotRecord
@@ -57,6 +64,7 @@ measurements = st.builds(
 def agreement_records(draw: st.DrawFn) -> AgreementRecord:
     pairs = draw(st.lists(st.tuples(slots, measurements), max_size=ROW_SLOTS))
     return AgreementRecord(
+        kind=draw(st.sampled_from([RowKind.AGREEMENT, RowKind.START])),
         run_id=draw(digests),
         config_digest=draw(digests),
         epoch=draw(counts),
@@ -96,17 +104,17 @@ def growth_records(draw: st.DrawFn) -> GrowthRecord:
 
 @given(agreement_records() | growth_records())
 def test_a_row_has_one_size_and_comes_back_whole(record: AgreementRecord | GrowthRecord) -> None:
-    row = encode(record)
-    assert len(row) == ROW_WORDS
-    assert all(-(2**63) <= word < 2**63 for word in row)
+    (row,) = encode(record)
+    assert len(row) == ROW_BYTES
     assert version_of(row) == FORMAT_VERSION
-    assert kind_of(row) is (RowKind.AGREEMENT if isinstance(record, AgreementRecord) else RowKind.GROWTH)
+    assert kind_of(row) is record.kind
     assert decode(row) == record
 
 
 def test_never_measured_is_neither_zero_nor_nan() -> None:
     measured = (SlotMeasurement(None, 0.0, math.nan), SlotMeasurement(-0.0, None, None))
-    decoded = decode(encode(agreement_record(measurements=measured)))
+    (row,) = encode(agreement_record(measurements=measured))
+    decoded = decode(row)
     assert isinstance(decoded, AgreementRecord)
     first, second = decoded.measurements
     assert first.gradient_ratio is None
@@ -118,10 +126,43 @@ def test_never_measured_is_neither_zero_nor_nan() -> None:
     assert second.contribution is None
 
 
-def test_a_slot_more_than_a_row_holds_is_refused_by_number() -> None:
-    many = tuple(slot_record(f"r0c{column}") for column in range(ROW_SLOTS + 1))
-    with pytest.raises(TooManySlots, match="17 slots or actions do not fit into one exchange: at most 16"):
-        encode(agreement_record(slots=many, measurements=()))
+def test_more_slots_than_a_row_holds_chain_further_rows() -> None:
+    many = tuple(slot_record(f"r0c{column}", birth=column) for column in range(2 * ROW_SLOTS + 1))
+    measured = tuple(SlotMeasurement(contribution=float(column)) for column in range(len(many)))
+    record = agreement_record(slots=many, measurements=measured)
+    rows = encode(record)
+    assert [len(row) for row in rows] == [ROW_BYTES] * 3
+    parts = [decode(row) for row in rows]
+    assert [len(part.slots) for part in parts if isinstance(part, AgreementRecord)] == [16, 16, 1]
+    blank = replace(record, panic=True, train=MetricSums(), measurements=())
+    assert joined(blank, rows) == record
+
+
+def test_what_must_be_the_same_is_one_piece_and_holds_nothing_else() -> None:
+    record = agreement_record()
+    (mine,) = encode(record)
+    own: dict[str, Any] = {"next_batches": 3, "panic": True, "random_bits": 1, "train": MetricSums()}
+    own |= {"test": MetricSums(), "measurements": (SlotMeasurement(1.0), SlotMeasurement())}
+    (other,) = encode(replace(record, **own))
+    assert mine[:SAME_BYTES] == other[:SAME_BYTES]
+    assert with_own(record, other) == replace(record, **own)
+    # Whether steps are compiled is the same on all ranks; that one rank cannot compile any more is its own.
+    one, two, off = (encode(replace(record, compile_state=state))[0] for state in (1, 2, 0))
+    assert one[:SAME_BYTES] == two[:SAME_BYTES] != off[:SAME_BYTES]
+
+
+@given(st.text(max_size=5 * ROW_BYTES))
+def test_a_text_travels_in_rows_and_says_how_long_it_is(text: str) -> None:
+    rows = encode_text(text.encode())
+    assert {len(row) for row in rows} == {ROW_BYTES}
+    assert b"".join(map(text_part, rows))[: text_length(rows[0])].decode() == text
+    assert kind_of(rows[0]) is RowKind.TEXT
+
+
+@given(st.integers(-(2**63), 2**63 - 1))
+def test_a_number_is_a_row_of_its_own(number: int) -> None:
+    row = encode_count(number)
+    assert (len(row), kind_of(row), decode_count(row)) == (ROW_BYTES, RowKind.COUNT, number)
 
 
 def test_a_long_name_keeps_its_start_and_stays_itself() -> None:
@@ -132,6 +173,7 @@ def test_a_long_name_keeps_its_start_and_stays_itself() -> None:
     assert squeeze(one) == one
     assert len(squeeze("é" * 40).encode()) <= NAME_BYTES
     long = agreement_record().slots[1]
-    decoded = decode(encode(agreement_record(slots=(long, replace(long, blueprint="conv_" * 10 + "a")))))
+    (row,) = encode(agreement_record(slots=(long, replace(long, blueprint="conv_" * 10 + "a"))))
+    decoded = decode(row)
     assert isinstance(decoded, AgreementRecord)
     assert decoded.slots[1].blueprint == one

@@ -238,7 +238,7 @@ def test_uneven_loaders_are_named_before_a_step() -> None:
         assert error.guilty == (1,)
         assert str(error) == (
             "ranks announced different numbers of batches for epoch 1 (rank 0: 12, rank 1: 11, rank 2: 12): "
-            "all must have as many"
+            "all must have as many, or loaders be truncate or join"
         )
 
 
@@ -255,8 +255,8 @@ def test_a_pruned_seed_leaves_the_optimiser_and_the_host_keeps_its_momentum(
     counts: list[int] = []
     steps: list[int] = []
 
-    def look(epoch: int) -> MetricSums:
-        sums = train_epoch(epoch)
+    def look(epoch: int, module: nn.Module) -> MetricSums:
+        sums = train_epoch(epoch, module)
         counts.append(len(trainer.optimizer.state))
         steps.append(int(trainer.optimizer.state[first]["step"]))
         return sums

@@ -18,8 +18,10 @@ Batch = tuple[Tensor, Tensor]
 class Task(Protocol):
     """One rank's share of a data set."""
 
-    def announce(self, epoch: int) -> int:
-        """How many batches `train_batches(epoch)` will yield."""
+    def announce(self, epoch: int) -> int | None:
+        """How many batches `train_batches(epoch)` will yield; None when nobody knows, which costs an exchange
+        a step.
+        """
         ...
 
     def train_batches(self, epoch: int) -> Iterator[Batch]:

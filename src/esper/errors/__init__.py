@@ -5,17 +5,50 @@ borders by pickle, and a rank's error has to arrive in the parent as what it was
 fields when asked for.
 """
 
-from collections.abc import Sequence
+from esper.errors.base import EsperError, listed
+from esper.errors.ranks import (
+    AgreementDeadline,
+    CollectiveInLoader,
+    CounterfactualOnReplica,
+    LifecycleDivergence,
+    LoaderMismatch,
+    NotReplicated,
+    UnknownBackend,
+)
 
-from esper.lockstep import DivergenceError, FieldDifference
-
-
-class EsperError(Exception):
-    """Base of the errors of this package."""
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(names) if names else "none"
+__all__ = [
+    "AgreementDeadline",
+    "AlphaNotHolding",
+    "BadOverride",
+    "BadSlotPoint",
+    "BadState",
+    "CheckpointRefused",
+    "CollectiveInLoader",
+    "ConfigError",
+    "CounterfactualOnReplica",
+    "DataError",
+    "EsperError",
+    "FeatureMismatch",
+    "ForcedAlpha",
+    "FossilPruned",
+    "GrowthFailed",
+    "IllegalTransition",
+    "LifecycleDivergence",
+    "LoaderMismatch",
+    "NoCheckpoint",
+    "NotReplicated",
+    "OverrideInTraining",
+    "SeedRefused",
+    "ShapeMismatch",
+    "SlotEmpty",
+    "SlotOccupied",
+    "TrainingDiverged",
+    "UnguardedStage",
+    "UnknownBackend",
+    "UnknownBlueprint",
+    "UnknownBlueprintOption",
+    "UnknownSlot",
+]
 
 
 class ConfigError(EsperError):
@@ -40,7 +73,7 @@ class UnknownSlot(EsperError):
         self.known = known
 
     def __str__(self) -> str:
-        return f"no slot {self.slot_id!r} in this model; its slots are: {_listed(self.known)}"
+        return f"no slot {self.slot_id!r} in this model; its slots are: {listed(self.known)}"
 
 
 class UnknownBlueprint(EsperError):
@@ -53,7 +86,7 @@ class UnknownBlueprint(EsperError):
         self.known = known
 
     def __str__(self) -> str:
-        return f"no blueprint {self.name!r} for topology {self.topology!r}; those are: {_listed(self.known)}"
+        return f"no blueprint {self.name!r} for topology {self.topology!r}; those are: {listed(self.known)}"
 
 
 class UnknownBlueprintOption(EsperError):
@@ -69,7 +102,7 @@ class UnknownBlueprintOption(EsperError):
     def __str__(self) -> str:
         return (
             f"blueprint {self.name!r} for topology {self.topology!r} has no option {self.option!r}; "
-            f"its options are: {_listed(self.known)}"
+            f"its options are: {listed(self.known)}"
         )
 
 
@@ -136,7 +169,7 @@ class UnguardedStage(EsperError):
         self.guarded = guarded
 
     def __str__(self) -> str:
-        return f"no gate guards stage {self.stage}; guarded are: {_listed(self.guarded)}"
+        return f"no gate guards stage {self.stage}; guarded are: {listed(self.guarded)}"
 
 
 class AlphaNotHolding(EsperError):
@@ -191,7 +224,7 @@ class BadSlotPoint(EsperError):
         self.known = known
 
     def __str__(self) -> str:
-        return f"no slot can go after {self.name!r}: it {self.problem}; looked among: {_listed(self.known)}"
+        return f"no slot can go after {self.name!r}: it {self.problem}; looked among: {listed(self.known)}"
 
 
 class FeatureMismatch(EsperError):
@@ -259,18 +292,6 @@ class BadState(EsperError):
 
     def __str__(self) -> str:
         return f"cannot restore {self.where} from {self.value!r}: must be {self.accepted}"
-
-
-class TooManySlots(EsperError):
-    """More slots than the ranks can compare in one exchange."""
-
-    def __init__(self, count: int, room: int) -> None:
-        super().__init__(count, room)
-        self.count = count
-        self.room = room
-
-    def __str__(self) -> str:
-        return f"{self.count} slots or actions do not fit into one exchange: at most {self.room} are accepted"
 
 
 class GrowthFailed(EsperError):
@@ -341,24 +362,3 @@ class DataError(EsperError):
 
     def __str__(self) -> str:
         return f"{self.source}: {self.problem}; {self.fix}"
-
-
-class LifecycleDivergence(DivergenceError):
-    """Ranks that must be alike are not; `fields` holds each value that differs, with its rank."""
-
-    def __init__(self, message: str, *, guilty: Sequence[int], fields: Sequence[FieldDifference]) -> None:
-        super().__init__(message, kind="lifecycle", guilty=guilty, fields=fields)
-
-
-class LoaderMismatch(DivergenceError):
-    """Ranks announced different numbers of batches for the next epoch."""
-
-    def __init__(self, message: str, *, guilty: Sequence[int], fields: Sequence[FieldDifference]) -> None:
-        super().__init__(message, kind="lifecycle", guilty=guilty, fields=fields)
-
-
-class AgreementDeadline(DivergenceError):
-    """Ranks did not come to an exchange in time; `guilty` are those that stayed away."""
-
-    def __init__(self, message: str, *, guilty: Sequence[int]) -> None:
-        super().__init__(message, kind="deadline", guilty=guilty)

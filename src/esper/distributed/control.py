@@ -1,0 +1,129 @@
+"""The agreement's own process groups, and what is said there: rows of one size, and means."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Store
+
+from esper.distributed.board import Board
+from esper.distributed.deadline import DIAGNOSIS, Deadline
+from esper.errors import UnknownBackend
+from esper.lockstep import tag
+
+# Ranks leave an exchange that was called off with their operation still pending, and gloo does not let a
+# process end before the operation's own time-out: this is how much longer than the deadline that is.
+_LINGER = 1.0
+BACKENDS = ("gloo", "nccl")
+
+
+class Control:
+    """Gloo groups beside the one that trains. Group None: one process, which speaks with itself."""
+
+    def __init__(self, group: dist.ProcessGroup | None, *, deadline: float, debug: bool) -> None:
+        """Collective: every rank, same order. Raises UnknownBackend for a group of neither gloo nor nccl."""
+        self.ranks: tuple[int, ...] = (0,)
+        self.rank = 0
+        self.debug = debug
+        self._group: dist.ProcessGroup | None = None
+        self._groups: list[dist.ProcessGroup] = []
+        if group is None:
+            return
+        check_backend(group)
+        self.ranks = tuple(dist.get_process_group_ranks(group))
+        self.rank = dist.get_rank()
+        self._group = self._new_group(deadline + _LINGER)
+        # Together first: from its birth on the diagnostic group has no more than its short time-out.
+        dist.barrier(self._group)
+        diagnostic = self._new_group(DIAGNOSIS)
+        # The group's name is unique in the job and the same on every rank, so no key is ever used twice.
+        store = PrefixStore(f"esper/{self._group.group_name}", _job_store())
+        self._deadline = Deadline(self.ranks, self.rank, diagnostic, Board(store), seconds=deadline)
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks there are."""
+        return len(self.ranks)
+
+    def rows(self, mine: bytes, purpose: str, where: str) -> dict[int, bytes]:
+        """Collective: every rank, same order. Each rank's row, by global rank in group order; all rows are of
+        one size. `purpose` is the operation's tag, `where` names it in an error.
+
+        Raises AgreementDeadline when a rank is late.
+        """
+        if self._group is None:
+            return {self.rank: mine}
+        words = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
+        gathered = torch.empty(self.world_size * len(mine), dtype=torch.uint8)
+        if self.debug:
+            self._deadline.muster(dist.barrier(self._group, async_op=True), where)
+        with tag(purpose):
+            work = _all_gather(gathered, words, self._group)
+        self._deadline.wait(work, where)
+        data = gathered.numpy().tobytes()
+        size = len(mine)
+        return {rank: data[at * size : (at + 1) * size] for at, rank in enumerate(self.ranks)}
+
+    def mean_(self, values: Tensor, purpose: str) -> None:
+        """Collective: every rank, same order. Replaces `values` (N,) by their mean over ranks; `purpose` is
+        its tag.
+
+        Raises AgreementDeadline when a rank is late.
+        """
+        if self._group is None:
+            return
+        shared = values.cpu()  # the control group is gloo, whatever the model runs on
+        with tag(purpose):
+            work = dist.all_reduce(shared, group=self._group, async_op=True)
+        assert work is not None
+        self._deadline.wait(work, f"the mean of {purpose}")
+        values.copy_(shared.div_(self.world_size))
+
+    def close(self) -> None:
+        """Destroy the groups. Not a collective.
+
+        After an exchange was called off they are left to the end of the process: gloo's destructor waits for
+        the operation that is still under way, which would hold the error up for another second.
+        """
+        if self._group is not None and self._deadline.called_off:
+            self._groups.clear()
+        while self._groups:
+            dist.destroy_process_group(self._groups.pop())
+        self._group = None
+
+    def _new_group(self, timeout: float) -> dist.ProcessGroup:
+        group = dist.new_group(
+            list(self.ranks),
+            backend="gloo",
+            timeout=timedelta(seconds=timeout),
+            # A part of the job makes its groups without the rest of it.
+            use_local_synchronization=self.world_size < dist.get_world_size(),
+        )
+        assert isinstance(group, dist.ProcessGroup)
+        self._groups.append(group)
+        return group
+
+
+def check_backend(group: dist.ProcessGroup) -> None:
+    """Raises UnknownBackend unless all that `group` runs on is gloo or nccl: `cpu:gloo,cuda:nccl` is both."""
+    backend = dist.get_backend(group)
+    if not all(part.rpartition(":")[2] in BACKENDS for part in backend.split(",")):
+        raise UnknownBackend(backend, BACKENDS)
+
+
+def _all_gather(rows: Tensor, mine: Tensor, group: dist.ProcessGroup) -> dist.Work:
+    # torch 2.13 renamed it and warns at the old name; older ones have only that.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    work = gather(rows, mine, group=group, async_op=True)
+    assert isinstance(work, dist.Work)
+    return work
+
+
+def _job_store() -> Store:
+    # torch has no public way to the store that the job already has, and a second one would need a port.
+    store = dist.distributed_c10d._get_default_store()
+    assert isinstance(store, Store)
+    return store

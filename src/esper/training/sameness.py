@@ -1,0 +1,63 @@
+"""What of a trainer has to be the same on all ranks, besides what its records say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from esper.distributed.audit import Leaf, leaves
+from esper.distributed.growth import growth_rng_digest
+from esper.distributed.replicate import Replica
+from esper.lifecycle.record import SlotRecord
+from esper.model import GrownModel
+from esper.training.plain import to_plain
+
+if TYPE_CHECKING:
+    from esper.training.trainer import Trainer
+
+NOT_REPLICATED = " learns and is not replicated"
+
+
+def as_shown(records: Sequence[SlotRecord], alphas: Tensor) -> tuple[SlotRecord, ...]:
+    """The records with each alpha that is not what the forward pass reads replaced by what it does read.
+
+    `alphas` (slots,) is what it reads. So an alpha that one rank overwrote is found with its value.
+    """
+    expected = torch.tensor([record.alpha for record in records], dtype=alphas.dtype).tolist()
+    return tuple(
+        record if shown == meant else replace(record, alpha=shown)
+        for record, shown, meant in zip(records, alphas.tolist(), expected, strict=True)
+    )
+
+
+def layout_of(model: GrownModel, module: nn.Module | None) -> dict[str, str]:
+    """Names, shapes and dtypes of all parameters, whether each learns and whether `module` averages it."""
+    covered = module.covered if isinstance(module, Replica) else None
+    return {
+        f"parameter {name}": f"{each.dtype} {list(each.shape)}{_part(each, covered)}"
+        for name, each in model.named_parameters()
+    }
+
+
+def _part(parameter: nn.Parameter, covered: frozenset[int] | None) -> str:
+    if not parameter.requires_grad:
+        return " frozen"
+    return NOT_REPLICATED if covered is not None and id(parameter) not in covered else ""
+
+
+def common_leaves(trainer: Trainer) -> Iterator[Leaf]:
+    """Slots, growth RNG, model, optimiser, controller and governor, down to single tensors and values."""
+    records = trainer.model.records()
+    slots = {record.slot_id: asdict(record) for record in as_shown(records, trainer.model.alphas)}
+    yield from leaves(slots, "slots")
+    yield from leaves(growth_rng_digest(trainer.config.seed, records), "growth RNG")
+    yield from leaves(dict(trainer.model.named_parameters()), "parameters")
+    yield from leaves(dict(trainer.model.named_buffers()), "buffers")
+    yield from leaves(trainer.optimizer, "optimiser")
+    state = trainer.state_of_controller()
+    yield from leaves(to_plain(state), "controller")
+    yield from leaves(to_plain(trainer.safeguard.governor.state_dict()), "governor")
