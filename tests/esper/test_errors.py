@@ -67,6 +67,9 @@ SENTENCES = {
         "fetching the batch of step 1 of epoch 3 issued 2 collectives, which a rank without a batch would "
         "not take part in: loaders=join is not accepted with such a loader, truncate and error are"
     ),
+    errors.CheckpointNotWritten("a.checkpoint", 0, "OSError: no space"): (
+        "checkpoint a.checkpoint was not written: on rank 0 OSError: no space"
+    ),
     errors.NotReplicated(("parameter a", "parameter b")): (
         "parameter a, parameter b: learns, but the replicated model was made before it did; replicate the "
         "model anew whenever what learns changes"

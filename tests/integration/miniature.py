@@ -35,7 +35,7 @@ CONFIG: dict[str, Any] = {
         "min_contribution": -200.0,
         "min_gradient_health": 0.0,
     },
-    "agreement": {"deadline": 1.5, "audit_every": 4},
+    "agreement": {"deadline": 30.0, "audit_every": 4},
 }
 PLAN: Mapping[int, Decision] = {
     1: Decision((Germinate("r0c0", "conv_light"),)),

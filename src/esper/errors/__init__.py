@@ -8,6 +8,7 @@ fields when asked for.
 from esper.errors.base import EsperError, listed
 from esper.errors.ranks import (
     AgreementDeadline,
+    CheckpointNotWritten,
     CollectiveInLoader,
     CounterfactualOnReplica,
     LifecycleDivergence,
@@ -22,6 +23,7 @@ __all__ = [
     "BadOverride",
     "BadSlotPoint",
     "BadState",
+    "CheckpointNotWritten",
     "CheckpointRefused",
     "CollectiveInLoader",
     "ConfigError",

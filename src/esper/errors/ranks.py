@@ -36,6 +36,19 @@ class CollectiveInLoader(EsperError):
         )
 
 
+class CheckpointNotWritten(EsperError):
+    """The rank that writes checkpoints could not; `reason` is its error."""
+
+    def __init__(self, path: str, rank: int, reason: str) -> None:
+        super().__init__(path, rank, reason)
+        self.path = path
+        self.rank = rank
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"checkpoint {self.path} was not written: on rank {self.rank} {self.reason}"
+
+
 class NotReplicated(EsperError):
     """Parameters learn whose gradients nothing averages over ranks: each rank's would go its own way."""
 

@@ -45,13 +45,10 @@ def average_statistics(model: nn.Module, mean_: Callable[[Tensor], None]) -> Non
 
 @contextmanager
 def kept_statistics(model: nn.Module) -> Iterator[None]:
-    """Passes inside leave all running statistics as they were."""
-    buffers = [
-        buffer
-        for module in model.modules()
-        if isinstance(module, _BatchNorm)
-        for buffer in module.buffers(recurse=False)
-    ]
+    """Passes inside leave all running means and variances as they were; they count as passes, as the other
+    ranks' do.
+    """
+    buffers = running_statistics(model)
     before = [buffer.clone() for buffer in buffers]
     try:
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import hashlib
 import io
@@ -10,14 +11,15 @@ import logging
 import os
 import pickle
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from esper.distributed.digest import stable_digest
-from esper.errors import CheckpointRefused, EsperError, NoCheckpoint
+from esper.distributed.divergence import ABSENT, require_same
+from esper.errors import CheckpointNotWritten, CheckpointRefused, EsperError, NoCheckpoint
 from esper.model import GrownModel
 from esper.training.snapshot import random_state, set_random_state
 from esper.training.trainer import Trainer
@@ -25,9 +27,9 @@ from esper.training.trainer import Trainer
 _LOGGER = logging.getLogger(__name__)
 
 MAGIC = b"esper checkpoint\n"
-VERSION = 1
+VERSION = 2
 _HEAD = struct.Struct(">IQ32s")  # version, bytes of the payload, digest of both and the payload
-_PARTS = frozenset({"host", "config", "fingerprint", "state"})
+_PARTS = frozenset({"host", "config", "fingerprint", "state", "generators"})
 # What a run may change when it goes on: neither is part of what has been computed so far.
 _MAY_DIFFER = frozenset({"epochs", "agreement", "compile"})
 
@@ -44,33 +46,73 @@ class Checkpoints:
         return sorted(self.folder.glob("epoch-*.checkpoint"), reverse=True)
 
     def save(self, trainer: Trainer) -> Path:
-        """Write the trainer's state as it is between two epochs; the file appears whole or not at all.
+        """Collective: every rank, same order. Write the trainer's state as it is between two epochs; the file
+        appears whole or not at all.
 
-        On ranks call it on one of them; their states are equal but for torch's global generator.
+        The first rank writes, with torch's generators of all; a rank returns when the file is there. Raises
+        OSError on the rank that could not write, CheckpointNotWritten on the others.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        agreement = trainer.agreement
         path = self.folder / f"epoch-{len(trainer.history.epochs):06d}.checkpoint"
-        write_whole(path, pack(trainer))
-        for old in self.paths()[self.keep :]:
-            old.unlink(missing_ok=True)
+        where = f"the checkpoint of epoch {len(trainer.history.epochs)}"
+        everyones = agreement.texts(written_random_state(), where)
+        problem: OSError | None = None
+        if agreement.rank == agreement.ranks[0]:
+            try:
+                self._write(path, pack(trainer, list(everyones.values())))
+            except OSError as error:
+                problem = error
+        said = agreement.texts("" if problem is None else f"{type(problem).__name__}: {problem}", where)
+        if problem is not None:
+            raise problem
+        if reason := said[agreement.ranks[0]]:
+            raise CheckpointNotWritten(str(path), agreement.ranks[0], reason)
         return path
 
-    def resume(self, trainer: Trainer) -> Path:
-        """Go on from the newest checkpoint that can be used, and say which; others are logged by name.
+    def _write(self, path: Path, data: bytes) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
+        for old in self.paths()[self.keep :]:
+            old.unlink(missing_ok=True)
 
-        Raises NoCheckpoint, with what each was refused for, when there is none; the trainer is then as it
-        was.
+    def resume(self, trainer: Trainer) -> Path:
+        """Collective: every rank, same order. Go on from the newest checkpoint that every rank can use, and
+        say which; others are logged by name.
+
+        Raises NoCheckpoint, with what each was refused for, when no rank has one, LifecycleDivergence when
+        some have and there is none that all have; the trainer is then as it was. In a world of another size
+        data is sharded anew from the next epoch on, batches keep their size on each rank, and torch's global
+        generators are seeded anew by run, epoch and rank; all else goes on as it was.
         """
+        usable: dict[str, str] = {}
         refused = []
         for path in self.paths():
             try:
-                load(path, trainer)
+                usable[path.name] = rehearse(path, trainer)
             except CheckpointRefused as error:
                 _LOGGER.warning("%s", error)
                 refused.append(str(error))
-            else:
-                return path
-        raise NoCheckpoint(str(self.folder), tuple(refused))
+        name = self._common(usable, trainer)
+        if name is None:
+            raise NoCheckpoint(str(self.folder), tuple(refused))
+        load(self.folder / name, trainer)
+        return self.folder / name
+
+    def _common(self, usable: Mapping[str, str], trainer: Trainer) -> str | None:
+        """The newest name that all ranks have with the same content; None when no rank has any."""
+        where = f"the checkpoints in {self.folder}"
+        everyones = trainer.agreement.texts(json.dumps(dict(usable)), where)
+        found: dict[int, dict[str, str]] = {rank: json.loads(text) for rank, text in everyones.items()}
+        names = sorted({name for have in found.values() for name in have}, reverse=True)
+        for name in names:
+            if len({have.get(name) for have in found.values()}) == 1:
+                return name
+            lacking = [rank for rank, have in found.items() if name not in have]
+            _LOGGER.warning("%s is not the same on all ranks (missing on %s)", name, lacking or "none")
+        require_same(
+            {name: [(rank, have.get(name, ABSENT)) for rank, have in found.items()] for name in names}, where
+        )
+        return None
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -91,9 +133,17 @@ def write_whole(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
-def pack(trainer: Trainer) -> bytes:
-    """The trainer's state as the bytes of a file."""
+def written_random_state() -> str:
+    """torch's global generators of this rank as text."""
+    buffer = io.BytesIO()
+    torch.save(random_state(), buffer)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def pack(trainer: Trainer, generators: Sequence[str] = ()) -> bytes:
+    """The trainer's state as the bytes of a file, with the `generators` of all ranks in group order."""
     content = {
+        "generators": list(generators),
         "host": _host_of(trainer.model),
         "config": json.dumps(trainer.config.to_dict()),
         "fingerprint": trainer.model.fingerprint(),
@@ -133,6 +183,39 @@ def unpack(data: bytes, path: str) -> dict[str, Any]:
 
 def load(path: Path, trainer: Trainer) -> None:
     """Go on from this checkpoint. Raises CheckpointRefused, and then nothing of the trainer has changed."""
+    content = _rehearsed(path, trainer)
+    _restore(content, trainer)
+    _go_on_drawing(content["generators"], trainer)
+
+
+def rehearse(path: Path, trainer: Trainer) -> str:
+    """Digest of a checkpoint that `load` would take, which is not loaded. Raises CheckpointRefused."""
+    _rehearsed(path, trainer)
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+
+
+def _go_on_drawing(generators: Sequence[str], trainer: Trainer) -> None:
+    """This rank's own generators go on; in a world of another size they are seeded anew."""
+    ranks = trainer.agreement.ranks
+    if not generators:
+        return
+    if len(generators) == len(ranks):
+        mine = base64.b64decode(generators[ranks.index(trainer.agreement.rank)])
+        set_random_state(torch.load(io.BytesIO(mine), map_location="cpu", weights_only=True))
+        return
+    epoch = len(trainer.history.epochs)
+    _LOGGER.warning(
+        "the checkpoint of epoch %d is of %d ranks, and %d go on: data is sharded anew, a step now takes %d "
+        "batches of the same size, and torch's global generators are seeded anew; all else goes on",
+        epoch,
+        len(generators),
+        len(ranks),
+        len(ranks),
+    )
+    torch.manual_seed(stable_digest("resume", trainer.config.seed, epoch, trainer.agreement.rank))
+
+
+def _rehearsed(path: Path, trainer: Trainer) -> dict[str, Any]:
     try:
         content = unpack(path.read_bytes(), str(path))
     except OSError as error:
@@ -147,7 +230,7 @@ def load(path: Path, trainer: Trainer) -> None:
         raise CheckpointRefused(str(path), reason, "the state of such a run") from error
     finally:
         set_random_state(random)
-    _restore(content, trainer)
+    return content
 
 
 def _restore(content: Mapping[str, Any], trainer: Trainer) -> None:

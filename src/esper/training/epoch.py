@@ -54,8 +54,8 @@ def train_on(
         optimizer.zero_grad(set_to_none=True)
         with kept_statistics(module) if shadow else nullcontext():
             logits = module(inputs)
-        loss = _loss(logits, classes)
-        torch.autograd.backward(loss * 0.0 if shadow else loss)
+            loss = _loss(logits, classes)
+            torch.autograd.backward(loss * 0.0 if shadow else loss)
         after_backward()
         norm = nn.utils.clip_grad_norm_(parameters, clip)
         # The one time in a step that the host waits for the device.

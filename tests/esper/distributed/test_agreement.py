@@ -15,7 +15,7 @@ from esper.distributed import Agreed, Agreement, AgreementConfig, GrowthRecord, 
 from esper.errors import AgreementDeadline, GrowthFailed, LifecycleDivergence
 from esper.lifecycle.metrics import MetricSums, SlotMeasurement
 from esper.lifecycle.stage import Stage
-from tests.esper.distributed.records import agreement_record, in_stage
+from tests.esper.distributed.records import agreement_record, in_stage, slot_record
 from tests.esper.ranks import Outcome, run_ranks
 
 DEADLINE = 1.0
@@ -184,6 +184,35 @@ def test_a_seed_that_could_not_be_built_stops_the_growth(everywhere: bool) -> No
         assert isinstance(error, LifecycleDivergence)
         assert error.guilty == (1,)
         assert "germinate r0c0 norm: ready on ranks 0, 2; MemoryError: no room on rank 1" in str(error)
+
+
+def test_more_slots_than_a_row_holds_are_agreed_on_row_by_row() -> None:
+    def body(rank: int) -> Agreed:
+        slots = tuple(slot_record(f"r0c{column}", birth=column) for column in range(40))
+        measured = tuple(SlotMeasurement(contribution=float(rank * column)) for column in range(40))
+        with _agreement() as agreement:
+            agreed = agreement.exchange(agreement_record(slots=slots, measurements=measured, epoch=1))
+            odd = replace(slots[37], birth=99) if rank == 1 else slots[37]
+            with pytest.raises(LifecycleDivergence, match="birth of r0c37: 37 on ranks 0, 2; 99 on rank 1"):
+                agreement.exchange(agreement_record(slots=(*slots[:37], odd, *slots[38:]), measurements=()))
+            return agreed
+
+    outcomes = run_ranks(body, 3)
+    assert _errors(outcomes) == ["NoneType: None"] * 3
+    agreed = outcomes[0].value
+    assert [record.slot_id for record in agreed.records[2].slots] == [f"r0c{column}" for column in range(40)]
+    assert [measured.contribution for measured in agreed.measurements] == [float(at) for at in range(40)]
+    assert outcomes[1].value == agreed
+
+
+@pytest.mark.parametrize("sizes", [(0, 0, 0), (3, 10_000, 0), (5_000, 5_000, 5_000)])
+def test_texts_of_any_length_reach_every_rank(sizes: tuple[int, ...]) -> None:
+    def body(rank: int) -> dict[int, str]:
+        with _agreement() as agreement:
+            return agreement.texts(str(rank) * sizes[rank], "the test")
+
+    texts = {rank: str(rank) * size for rank, size in enumerate(sizes)}
+    assert [outcome.value for outcome in run_ranks(body, 3)] == [texts] * 3
 
 
 def test_ranks_in_different_exchanges_say_so() -> None:

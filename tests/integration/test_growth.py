@@ -1,0 +1,141 @@
+"""Germinate, fossilise, prune and freeze on four ranks: in one step, nothing lost and nothing left."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from esper.distributed.replicate import Replica
+from esper.errors import LifecycleDivergence, NotReplicated
+from esper.lifecycle import Stage
+from esper.training import Trainer
+from esper.training.optimizer import follow_parameters
+from pytest_esper_ddp.handle import DDP
+from tests.integration.miniature import alike, miniature
+
+
+def _state(trainer: Trainer) -> dict[str, Any]:
+    """The optimiser's state by the names of parameters."""
+    states = trainer.optimizer.state
+    return {
+        name: copy.deepcopy(dict(states[each]))
+        for name, each in trainer.model.named_parameters()
+        if each in states
+    }
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.ddp(4)
+def test_each_change_keeps_what_survives_and_is_everybodys(ddp: DDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    with miniature(ddp.rank, 4) as trainer:
+        wrapped: list[Any] = []
+        trained: dict[str, Any] = {}
+        wrap, agree = trainer.wrap, trainer.agree
+
+        def watched_wrap() -> Any:
+            wrapped.append(wrap())
+            return wrapped[-1]
+
+        def watched_agree(*given: Any) -> Any:
+            trained.clear()
+            trained.update(_state(trainer))
+            return agree(*given)
+
+        monkeypatch.setattr(trainer, "wrap", watched_wrap)
+        monkeypatch.setattr(trainer, "agree", watched_agree)
+        born: list[tuple[int, str]] = []
+        gone: list[tuple[int, str]] = []
+
+        def look(_: Trainer) -> None:
+            epoch = len(trainer.history.epochs)
+            ddp.assert_same(alike(trainer), f"epoch {epoch}")
+            # Averaged was what learnt, no more and no less.
+            assert isinstance(wrapped[-1], Replica)
+            assert len(wrapped) == epoch
+            before = set(trained)
+            follow_parameters(trainer.optimizer, trainer.model.parameters())
+            after = _state(trainer)
+            assert all(_same(trained[name], after[name]) for name in before & set(after))
+            born.extend((epoch, name) for name in set(after) - before)
+            gone.extend((epoch, name) for name in before - set(after))
+
+        trainer.run(after_epoch=look)
+    # Only the pruned seed's state went, in the tick in which alpha arrived at 0.
+    assert born == []
+    assert {epoch for epoch, _ in gone} == {6}
+    assert all(".r0c1." in name for _, name in gone)
+    # Anew in each epoch: over the host alone, with the seeds that learn, without the one that is frozen.
+    sizes = [len(each.covered) for each in wrapped]
+    host = len(list(trainer.model.host.parameters()))
+    conv, norm = sizes[2] - host, sizes[3] - sizes[2]
+    assert conv > 0 < norm
+    assert sizes == [host, host, host + conv, host + conv + norm, host + conv + norm] + [host + conv] * 5
+
+
+@pytest.mark.ddp(4)
+def test_a_frozen_seed_stands_still_and_the_host_learns_on(ddp: DDP) -> None:
+    with miniature(ddp.rank, 4, epochs=6, slot={"tempo": 3, "embargoed_epochs": 1}) as trainer:
+        held: list[dict[str, torch.Tensor]] = []
+
+        def look(_: Trainer) -> None:
+            if len(trainer.history.epochs) in (5, 6):
+                held.append({name: each.clone() for name, each in trainer.model.named_parameters()})
+
+        trainer.run(after_epoch=look)
+        ddp.assert_same(alike(trainer))
+    before, after = held
+    seed = [name for name in after if ".r0c1." in name]
+    assert seed
+    assert all(torch.equal(before[name], after[name]) for name in seed)
+    assert not torch.equal(before["host.head.weight"], after["host.head.weight"])
+
+
+@pytest.mark.ddp(4)
+@pytest.mark.ddp_fault("raise_in", rank=3, target="esper.model.slot:SeedSlot.prepare", nth=2)
+@pytest.mark.ddp_expect("lifecycle", guilty=[3], field="germinate r0c1 norm", raises=LifecycleDivergence)
+def test_a_seed_that_one_rank_cannot_build_is_built_on_none(ddp: DDP) -> None:
+    with miniature(ddp.rank, 4) as trainer:
+        generator = torch.get_rng_state()
+        with pytest.raises(LifecycleDivergence, match="InjectedFault: injected on rank 3") as raised:
+            trainer.run()
+        assert [record.stage for record in trainer.model.records()] == [Stage.GERMINATED, Stage.DORMANT]
+        assert not any(".r0c1." in name for name, _ in trainer.model.named_parameters())
+        assert len(trainer.history.epochs) == 1
+        assert torch.equal(generator, torch.get_rng_state())
+    raise raised.value
+
+
+@pytest.mark.ddp(4)
+@pytest.mark.ddp_fault("extra_tick", rank=1, epoch=5)
+@pytest.mark.ddp_expect("lifecycle", guilty=[1], field="stage of r0c1", raises=LifecycleDivergence)
+def test_a_tick_more_that_ends_a_prune_never_reaches_the_reducer(ddp: DDP) -> None:
+    # With other numbers of parameters DistributedDataParallel would end each process by SIGABRT.
+    with miniature(ddp.rank, 4) as trainer, pytest.raises(LifecycleDivergence) as raised:
+        trainer.run()
+    assert "stage of r0c1: BLENDING on ranks 0, 2, 3; PRUNED on rank 1" in str(raised.value)
+    assert "the start of epoch 6" in str(raised.value)
+    raise raised.value
+
+
+@pytest.mark.ddp(2)
+def test_what_learns_without_being_averaged_is_an_error_on_every_rank(
+    ddp: DDP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with miniature(ddp.rank, 2) as trainer:
+        wrap = trainer.wrap
+        held: list[Any] = []
+
+        def never_again() -> Any:
+            held.append(held[0] if held else wrap())
+            return held[0]
+
+        monkeypatch.setattr(trainer, "wrap", never_again)
+        with pytest.raises(NotReplicated, match=r"parameter slots\.r0c0\..*: learns, but the replicated"):
+            trainer.run()
+    assert len(trainer.history.epochs) == 2
