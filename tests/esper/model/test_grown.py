@@ -40,6 +40,33 @@ def test_without_seeds_it_is_the_host() -> None:
     assert {name.split(".")[0] for name in grown.state_dict()} == {"host"}
 
 
+class Watching(CnnHost):
+    """A host that notes whether it is visited."""
+
+    def forward(self, x: Tensor, visit: Visit | None = None) -> Tensor:
+        self.visited = visit is not None
+        return super().forward(x, visit)
+
+
+@pytest.mark.parametrize("how", ["itself", "copied", "pickled"])
+def test_the_host_goes_its_own_way_while_no_seed_is_in_the_forward_pass(how: str) -> None:
+    grown = GrownModel(Watching(width=4, blocks=2), SlotConfig(tempo=1))
+    if how != "itself":
+        grown = copy.deepcopy(grown) if how == "copied" else pickle.loads(pickle.dumps(grown))
+    slot, host = grown.slots["r0c0"], grown.host
+    assert isinstance(host, Watching)
+    germinate(slot)
+    found: list[tuple[str, bool]] = []
+    for step in (slot.record, slot.advance, slot.advance, slot.prune, slot.tick, slot.tick):
+        step()
+        grown(X)
+        found.append((slot.stage.name, host.visited))
+    assert found == [
+        *[("GERMINATED", False), ("TRAINING", True), ("BLENDING", True)],
+        *[("PRUNED", False), ("PRUNED", False), ("EMBARGOED", False)],
+    ]
+
+
 @pytest.mark.parametrize("blueprint", ["norm", "conv_light"])
 @pytest.mark.parametrize("slot_id", ["r0c0", "r0c1"])
 def test_in_training_host_output_gradients_and_statistics_are_those_without_a_seed(
