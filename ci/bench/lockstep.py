@@ -58,7 +58,6 @@ BLOCK = 8  # steps between two changes
 SETTLING = 2  # steps after a change that don't count
 GENERATIONS = 4
 FIRST_ROUNDS = 4  # don't count
-POLL = 0.004  # seconds between two looks of `esper.lockstep run`
 STATES = ("bare", "bare again", "empty kernel", "recorded")
 # A collective waits for threads of gloo, which wake sooner or later; the caller's own time is steadier.
 CLOCKS = {"wall clock": time.perf_counter, "CPU of the calling thread": time.thread_time}
@@ -225,7 +224,7 @@ class Watch:
             for one in ranks:
                 selector.register(one, selectors.EVENT_READ)
             while selector.get_map():
-                for key, _ in selector.select(POLL):
+                for key, _ in selector.select(self._supervisor.next_poll):
                     selector.unregister(key.fileobj)
                 found = self._supervisor.poll() or self._supervisor.broken
                 assert found is None, found

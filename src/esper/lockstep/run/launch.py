@@ -24,7 +24,6 @@ from esper.lockstep.run.apart import ApartWatch, not_compared
 from esper.lockstep.run.ending import end_all, keeper, run_directory
 from esper.lockstep.run.supervisor import Supervisor
 
-_POLL = 0.004
 INCONCLUSIVE = 4
 
 
@@ -138,7 +137,7 @@ def _watch(
             open_ones.callback(os.close, watch)
             selector.register(watch, selectors.EVENT_READ, rank)
         while selector.get_map():
-            for key, _ in selector.select(_POLL):
+            for key, _ in selector.select(supervisor.next_poll):
                 selector.unregister(key.fd)
                 rank = int(key.data)
                 supervisor.ended(rank, processes[rank].wait())
