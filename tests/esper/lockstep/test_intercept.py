@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -441,11 +442,9 @@ def test_two_threads_of_one_group_keep_their_numbers_in_the_order_of_their_calls
                 for _ in range(50):
                     dist.all_reduce(torch.ones(1))
 
-            threads = [threading.Thread(target=work) for _ in range(2)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            with ThreadPoolExecutor(2) as pool:
+                for done in [pool.submit(work) for _ in range(2)]:
+                    done.result()
             return [call.sequence for call in recording.calls()]
 
     for numbers in on_ranks(body):
