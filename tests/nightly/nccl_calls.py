@@ -42,7 +42,9 @@ def waits() -> None:
         for _ in range(3):
             dist.all_reduce(x)
     manager.wait()
-    assert torch.equal(functional.all_reduce(x, "sum", dist.group.WORLD) + 1, x + 1)
+    world = dist.group.WORLD
+    assert world is not None
+    assert torch.equal(functional.all_reduce(x, "sum", world) + 1, x + 1)
 
 
 def train(model: nn.Module) -> None:
