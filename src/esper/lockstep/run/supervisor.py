@@ -82,7 +82,6 @@ class Supervisor:
         self._late = LateWatch(self.line_of, show)
         self.view = View(len(self.pids), self)
         self._next_proof = 0.0
-        self._unproved = False  # records have come since the last proof
         self.next_poll = _POLL  # seconds that its caller may let pass until then
         self.diagnosis: Diagnosis | None = None
         self.decided_at = 0.0  # CLOCK_MONOTONIC, with the diagnosis
@@ -108,14 +107,12 @@ class Supervisor:
     def _poll(self, final: bool) -> Diagnosis | None:
         moved = self.read()
         now = time.monotonic()
-        self._unproved = self._unproved or moved
-        if not (self._unproved or final or now >= self._next_proof):
+        if not (moved or final or now >= self._next_proof):
             return None
         quiet = only_time_decides(self.view)
         self.next_poll = _QUIET_POLL if quiet else _POLL
         if quiet and not final and now < self._next_proof:
-            return None
-        self._unproved = False
+            return None  # and it stays so until a record comes, or a process ends
         self._next_proof = now + (_QUIET_PROOF if quiet else _IDLE_PROOF)
         self._look(now)
         finding = prove(self.view, now, self.patience, final=final)
