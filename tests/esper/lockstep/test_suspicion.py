@@ -119,6 +119,52 @@ def test_a_rank_stopped_after_it_came_back_holds_nobody() -> None:
     assert story.found(later=60.0, patience=TWO_SECONDS) is None
 
 
+def stop(story: Story, rank: int) -> None:
+    story.letters[rank], story.stopped[rank] = "T", story.now
+
+
+@pytest.mark.parametrize("calls_after", [0, 3])
+def test_a_rank_stopped_with_an_earlier_collective_under_way(calls_after: int) -> None:
+    story = Story(2)
+    works = [story.call(rank, flags=ASYNC) for rank in (0, 1)]
+    for _ in range(calls_after):
+        for rank in (0, 1):
+            story.call(rank, flags=ASYNC)
+    stop(story, 1)
+    assert story.found(later=60.0, patience=TWO_SECONDS) is None
+    story.begin_wait(works[0])
+    assert story.found(later=0.4, patience=TWO_SECONDS) is None
+    assert story.found(later=0.2, patience=TWO_SECONDS) == ("frozen", [1])
+
+
+@pytest.mark.parametrize("source", [1, -1])
+def test_a_rank_stopped_before_what_it_sends_has_left_it(source: int) -> None:
+    story = Story(3)
+    story.point(1, "send", 0, flags=ASYNC)
+    stop(story, 1)
+    story.point(0, "recv", source)
+    assert story.found(later=0.4, patience=TWO_SECONDS) is None
+    assert story.found(later=0.2, patience=TWO_SECONDS) == ("frozen", [1])
+
+
+def test_a_rank_stopped_before_it_took_what_was_sent_to_it() -> None:
+    story = Story(2)
+    story.point(1, "recv", 0, flags=ASYNC)
+    stop(story, 1)
+    story.point(0, "send", 1)
+    assert story.found(later=0.6, patience=TWO_SECONDS) == ("frozen", [1])
+
+
+def test_a_stopped_rank_does_not_hold_up_those_whose_message_it_did_not_send() -> None:
+    story = Story(3)
+    story.point(1, "send", 0, flags=ASYNC)
+    stop(story, 1)
+    story.come_back(story.point(0, "recv", -1))
+    story.point(2, "send", 0)
+    assert story.found(later=1.9, patience=TWO_SECONDS) is None
+    assert story.found(later=0.2, patience=TWO_SECONDS) == ("stalled", [0])
+
+
 def test_a_standstill_that_still_moves_is_none() -> None:
     story = Story(2)
     story.threads_of = {0: 2, 1: 2}

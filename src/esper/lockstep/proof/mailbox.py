@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import NamedTuple
 
 from esper.lockstep.record.entry import Entry, Flag
@@ -40,8 +41,12 @@ class Mailbox:
     receives have come back as messages were sent, none is left for those that still wait.
     """
 
-    def __init__(self, target: int, others: tuple[int, ...]) -> None:
+    def __init__(
+        self, target: int, others: tuple[int, ...], met: deque[tuple[Entry, Entry]] | None = None
+    ) -> None:
+        """`met` takes the sends and receives that have met."""
         self._target, self._others = target, others
+        self._met = deque[tuple[Entry, Entry]](maxlen=1) if met is None else met
         self._pairs: dict[int, tuple[deque[Entry], deque[Entry]]] = {}
         self._from_any: deque[Entry] = deque()
         self._mixed = False  # a receive from any source has come
@@ -80,15 +85,32 @@ class Mailbox:
             return False
         return not any(sends or receives for sends, receives in self._pairs.values())
 
+    def perhaps_met(self) -> Iterator[tuple[Entry, Entry]]:
+        """Where a receive from any source has come: the sends and receives that may have met, since there is
+        a message for each receive.
+        """
+        if not self._mixed or not self._enough:
+            return
+        for sends, receives in self._pairs.values():
+            yield from product(sends, (*receives, *self._from_any))
+
+    @property
+    def _receiving(self) -> int:
+        return len(self._from_any) + sum(len(receives) for _, receives in self._pairs.values())
+
+    @property
+    def _enough(self) -> bool:
+        """Whether there is a message for each receive."""
+        return self._left >= self._receiving and not self._forgotten
+
     def waits(self, refresh: Refresh, readable: Callable[[int], bool]) -> Iterator[Wait]:
         """Sends and receives that wait for each other; `readable`: whether a rank's records are all there."""
         if self._mixed:
             self._settle(refresh)
         mine = readable(self._target)
         none_left = self._left == 0 and not self._forgotten
-        receiving = len(self._from_any) + sum(len(receives) for _, receives in self._pairs.values())
         sending = sum(len(sends) for sends, _ in self._pairs.values())
-        unmet = receiving == 0 and sending == self._left and not self._forgotten
+        unmet = self._receiving == 0 and sending == self._left and not self._forgotten
         for source, (sends, receives) in self._pairs.items():
             sure = mine and readable(source)
             for entry in sends:
@@ -96,7 +118,7 @@ class Mailbox:
             for entry in receives:
                 yield Wait(entry, (source,), sure and (none_left or not self._mixed))
         all_readable = mine and all(readable(one) for one in self._others)
-        if self._left < receiving or self._forgotten:
+        if not self._enough:
             for entry in self._from_any:
                 yield Wait(entry, self._others, all_readable and none_left, any_of=True)
 
@@ -118,6 +140,7 @@ class Mailbox:
                     sends.remove(entry)
 
     def _meet(self, send: Entry, receive: Entry) -> None:
+        self._met.append((send, receive))
         sent, room = _bytes(send), _bytes(receive)
         if self.too_long is None and sent is not None and room is not None and sent > room:
             self.too_long = send, receive

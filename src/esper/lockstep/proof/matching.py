@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from esper.lockstep.proof.mailbox import Mailbox, Refresh, Wait
 from esper.lockstep.record.entry import Entry
+
+# Of a group, what all have entered and what may be under way still; of more the oldest are forgotten.
+_MOST_UNDER_WAY = 256
 
 
 class Signature(NamedTuple):
@@ -80,7 +84,8 @@ class Matching:
         self._members: dict[str, tuple[int, ...]] = {}
         self._slots: dict[str, dict[int, Slot]] = {}
         self._early: dict[str, list[Entry]] = {}
-        self._settled: dict[str, Slot] = {}
+        self._settled: dict[str, deque[Slot]] = {}
+        self._met: dict[str, deque[tuple[Entry, Entry]]] = {}  # sends and receives, by their group
         self._mailboxes: dict[tuple[str, int, int], Mailbox] = {}  # by group, receiver and tag
         self._expected: dict[tuple[str, int], int] = {}
         self._holes: dict[str, list[tuple[int, int, int]]] = {}
@@ -159,7 +164,7 @@ class Matching:
             self._unfit = self._unfit or _unfit(slot)
             # One that stays open before it is a contradiction: nothing after that was in common.
             if next(iter(others), slot.sequence) >= slot.sequence:
-                self._settled[slot.group] = slot
+                self._settled.setdefault(slot.group, deque(maxlen=_MOST_UNDER_WAY)).append(slot)
 
     def _lost(self, entry: Entry, expected: int) -> None:
         """The ring overwrote records that were not read yet. Numbers are consecutive: the rank was there."""
@@ -181,7 +186,8 @@ class Matching:
         mailbox = self._mailboxes.get(place)
         if mailbox is None:
             others = tuple(rank for rank in members if rank != target)
-            mailbox = self._mailboxes[place] = Mailbox(target, others)
+            met = self._met.setdefault(entry.group, deque(maxlen=_MOST_UNDER_WAY))
+            mailbox = self._mailboxes[place] = Mailbox(target, others, met)
         if sent:
             mailbox.send(entry.rank, entry)
         else:
@@ -217,11 +223,20 @@ class Matching:
 
     def last_settled(self, group: str) -> Slot | None:
         """The last collective of `group` that all members have entered alike."""
-        return self._settled.get(group)
+        slots = self._settled.get(group)
+        return slots[-1] if slots else None
 
-    def settled(self) -> Iterator[Slot]:
-        """Per group the last collective that all members have entered alike."""
-        yield from self._settled.values()
+    def perhaps_under_way(self) -> Iterator[Iterable[Entry]]:
+        """What nobody's coming is lacking for, and the backend may not be done with: the entries of each
+        collective that all have entered alike, and of sends and receives that have met.
+        """
+        for slots in self._settled.values():
+            for slot in slots:
+                yield slot.entries.values()
+        for pairs in self._met.values():
+            yield from pairs
+        for mailbox in self._mailboxes.values():
+            yield from mailbox.perhaps_met()
 
     def waits(self, refresh: Refresh) -> dict[int, list[Wait]]:
         """Who waits in what, by rank; `refresh` gives an entry its times as they are now, None if it has been

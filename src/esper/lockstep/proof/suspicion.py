@@ -89,24 +89,40 @@ def unexplained(
 
 
 def _stopped_inside(view: View, now: float, patience: Patience) -> list[Finding]:
-    """Ranks that were stopped in a collective which all have entered, and which nobody leaves therefore."""
+    """Ranks that were stopped with their part under way in what all have entered, and whom others wait for
+    therefore.
+    """
+    stops = {
+        seen.rank: since for seen in view.ranks if (since := view.live.stopped_since(seen.rank)) is not None
+    }
+    if all(now - since <= patience.stopped for since in stops.values()):
+        return []
     findings = []
-    for slot in view.matching.settled():
-        entered = max(entry.issued for entry in slot.entries.values())
-        if now - entered <= patience.stopped:
+    for together in view.matching.perhaps_under_way():
+        under_way = [
+            fresh
+            for entry in together
+            if (fresh := view.refresh(entry)) is not None and not _came_back(fresh)
+        ]
+        # It may not wait for its own part yet.
+        guilty = {entry.rank: stops[entry.rank] for entry in under_way if entry.rank in stops}
+        inside = {
+            entry.rank: entry for entry in under_way if entry.rank not in stops and _still_inside(view, entry)
+        }
+        if not guilty or not inside:
             continue
-        fresh = [view.refresh(entry) for entry in slot.entries.values()]
-        inside = {entry.rank: entry for entry in fresh if entry is not None and _still_inside(view, entry)}
-        # Stopped with its part under way, though it may not wait for it yet.
-        under_way = [entry.rank for entry in fresh if entry is not None and not entry.times.wait_ended]
-        stopped = {rank: view.live.stopped_since(rank) for rank in under_way}
-        guilty = {rank: at for rank, at in stopped.items() if at is not None}
-        waiting = tuple(entry for rank, entry in sorted(inside.items()) if rank not in guilty)
-        if waiting and guilty and now - (since := max(entered, *guilty.values())) > patience.stopped:
-            since += patience.stopped
-            at: dict[int, Where | None] = dict.fromkeys(guilty)
-            findings.append(Finding("frozen", since, slot.group, slot.sequence, waiting, at))
+        waiting = tuple(entry for _, entry in sorted(inside.items()))
+        begun = min(entry.waiting_since(now) or now for entry in waiting)
+        since = max(begun, *(entry.issued for entry in under_way), *guilty.values())
+        if now - since > patience.stopped:
+            where: dict[int, Where | None] = dict.fromkeys(guilty)
+            place = (waiting[0].group, waiting[0].sequence)
+            findings.append(Finding("frozen", since + patience.stopped, *place, waiting, where))
     return findings
+
+
+def _came_back(entry: Entry) -> bool:
+    return entry.times.wait_ended != 0.0 and not entry.blocks()
 
 
 def _still_inside(view: View, entry: Entry) -> bool:
