@@ -16,7 +16,7 @@ from pytest_esper_ddp.handle import DDP
 
 @pytest.mark.ddp
 @pytest.mark.ddp_fault("skip_agreement", rank=2, epoch=3)
-@pytest.mark.ddp_expect("mismatch", guilty=[2], op="all_gather", tag="agreement", within=1.0)
+@pytest.mark.ddp_expect("mismatch", guilty=[2], op="all_to_all", tag="agreement", within=1.0)
 def test_skipped_agreement(ddp: DDP) -> None:
     # It decides alone, and so is in the exchange that precedes a change of the model: the same operation, of
     # the same size, in the same group. Only the tag tells them apart.
@@ -26,7 +26,7 @@ def test_skipped_agreement(ddp: DDP) -> None:
 
 @pytest.mark.ddp
 @pytest.mark.ddp_fault("skip_agreement", rank=2, epoch=2)
-@pytest.mark.ddp_expect("mismatch", guilty=[2], op="all_gather", tag="agreement", within=1.0)
+@pytest.mark.ddp_expect("mismatch", guilty=[2], op="all_to_all", tag="agreement", within=1.0)
 def test_skipped_agreement_at_the_end(ddp: DDP) -> None:
     # It decides nothing, and is in the exchange that follows the last epoch.
     with trainer(ddp, {**HOST_ALONE, "epochs": 2}) as run:
@@ -42,7 +42,7 @@ def test_skipped_agreement_unobserved(ddp: DDP) -> None:
 
 
 @pytest.mark.ddp(lockstep="observe")
-@pytest.mark.ddp_fault("sleep", rank=2, op="all_gather", tag="agreement", nth=3, seconds=20)
+@pytest.mark.ddp_fault("sleep", rank=2, op="all_to_all", tag="agreement", nth=3, seconds=20)
 @pytest.mark.ddp_expect("monitored_barrier", guilty=[2], raises=AgreementDeadline, within=DEADLINE + 0.5)
 def test_missing_at_the_agreement(ddp: DDP) -> None:
     with trainer(ddp, HOST_ALONE) as run:

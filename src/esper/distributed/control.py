@@ -17,6 +17,8 @@ from esper.lockstep import tag
 # Ranks leave an exchange that was called off with their operation still pending, and gloo does not let a
 # process end before the operation's own time-out: this is how much longer than the deadline that is.
 _LINGER = 1.0
+# How many values at most are averaged by sending all to all: of more, bytes cost more than rounds.
+_SHORT = 4096
 BACKENDS = ("gloo", "nccl")
 
 
@@ -56,14 +58,10 @@ class Control:
         """
         if self._group is None:
             return {self.rank: mine}
-        words = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
-        gathered = torch.empty(self.world_size * len(mine), dtype=torch.uint8)
         if self.debug:
             self._deadline.muster(dist.barrier(self._group, async_op=True), where)
-        with tag(purpose):
-            work = _all_gather(gathered, words, self._group)
-        self._deadline.wait(work, where)
-        data = gathered.numpy().tobytes()
+        copies = torch.frombuffer(bytearray(mine * self.world_size), dtype=torch.uint8)
+        data = self._from_all(copies, purpose, where).numpy().tobytes()
         size = len(mine)
         return {rank: data[at * size : (at + 1) * size] for at, rank in enumerate(self.ranks)}
 
@@ -76,11 +74,20 @@ class Control:
         if self._group is None:
             return
         shared = values.cpu()  # the control group is gloo, whatever the model runs on
-        with tag(purpose):
-            work = dist.all_reduce(shared, group=self._group, async_op=True)
-        assert work is not None
-        self._deadline.wait(work, f"the mean of {purpose}")
-        values.copy_(shared.div_(self.world_size))
+        where = f"the mean of {purpose}"
+        if shared.numel() <= _SHORT:
+            copies = shared.repeat(self.world_size)
+            # Row after row: the order in which a reduction adds depends on the processor.
+            total, *others = self._from_all(copies, purpose, where).view(self.world_size, -1)
+            for other in others:
+                total += other
+        else:
+            with tag(purpose):
+                work = dist.all_reduce(shared, group=self._group, async_op=True)
+            assert work is not None
+            self._deadline.wait(work, where)
+            total = shared
+        values.copy_(total.div_(self.world_size))
 
     def close(self) -> None:
         """Destroy the groups. Not a collective.
@@ -93,6 +100,19 @@ class Control:
         while self._groups:
             dist.destroy_process_group(self._groups.pop())
         self._group = None
+
+    def _from_all(self, copies: Tensor, purpose: str, where: str) -> Tensor:
+        """What each rank has `copies` of, one a rank, in group order; `copies` (ranks * N,).
+
+        One round, where gloo gathers in as many steps, one after the other, as there are other ranks: with
+        four on two cores 2.8 ms against 4.5, for as many bytes.
+        """
+        gathered = torch.empty_like(copies)
+        with tag(purpose):
+            work = dist.all_to_all_single(gathered, copies, group=self._group, async_op=True)
+        assert work is not None
+        self._deadline.wait(work, where)
+        return gathered
 
     def _new_group(self, timeout: float) -> dist.ProcessGroup:
         group = dist.new_group(
@@ -112,14 +132,6 @@ def check_backend(group: dist.ProcessGroup) -> None:
     backend = dist.get_backend(group)
     if not all(part.rpartition(":")[2] in BACKENDS for part in backend.split(",")):
         raise UnknownBackend(backend, BACKENDS)
-
-
-def _all_gather(rows: Tensor, mine: Tensor, group: dist.ProcessGroup) -> dist.Work:
-    # torch 2.13 renamed it and warns at the old name; older ones have only that.
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    work = gather(rows, mine, group=group, async_op=True)
-    assert isinstance(work, dist.Work)
-    return work
 
 
 def _job_store() -> Store:

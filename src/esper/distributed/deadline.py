@@ -29,6 +29,7 @@ from esper.lockstep import awaiting
 
 # How long a slice is; also how soon Ctrl-C is answered, since Python runs no signal handler inside a wait.
 POLL = 0.02
+_SLICE = timedelta(seconds=POLL)
 # A rank other than 0 waits in monitored_barrier for its group's time-out, whatever it passes.
 DIAGNOSIS = 0.3
 # How long the others wait for rank 0's report after their own barrier failed.
@@ -124,9 +125,10 @@ class Deadline:
 
     def _complete(self, work: dist.Work, until: float, quiet_until: float) -> bool:
         """Whether the operation got done, by a verdict that is the same on every rank."""
+        now = until - self._seconds
         with awaiting(work):
             while True:
-                done = _done_within(work, min(POLL, max(until - self._clock(), 0.001)))
+                done = _done_within(work, until - now)
                 now = self._clock()
                 if done:
                     return now < quiet_until or self._board.settle(self._key("verdict"), _HELD) != _CALLED_OFF
@@ -189,10 +191,11 @@ class Deadline:
 
 
 def _done_within(work: dist.Work, seconds: float) -> bool:
+    """Whether `work` was done after `seconds`, or after a slice, whichever is shorter."""
     # A wait that times out leaves the operation under way, and it may still complete. A time-out of 0 would
     # mean none at all.
     try:
-        work.wait(timedelta(seconds=seconds))
+        work.wait(_SLICE if seconds >= POLL else timedelta(seconds=max(seconds, 0.001)))
     except RuntimeError:
         if not work.is_completed():
             return False

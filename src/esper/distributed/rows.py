@@ -13,6 +13,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import lru_cache
 
 from esper.distributed.digest import stable_digest
 from esper.lifecycle.metrics import MetricSums, SlotMeasurement
@@ -33,6 +34,7 @@ _SLOT = struct.Struct(f"<{NAME_BYTES}s{NAME_BYTES}s5q2d")
 _OWN = struct.Struct("<3qQdqqdqq")
 # Each number behind a word that says whether it is one: "never measured" is neither 0 nor nan.
 _MEASURED = struct.Struct("<qdqdqdq")
+_BLANK, _UNMEASURED = bytes(_MEASURED.size), SlotMeasurement()
 _STEP = struct.Struct(f"<{NAME_BYTES}s{NAME_BYTES}s{NAME_BYTES}s3q{ERROR_BYTES}s")
 _DECISION = struct.Struct("<q")
 
@@ -113,7 +115,7 @@ def encode(record: Record) -> list[bytes]:
     """The record's rows: one, and one more for each `ROW_SLOTS` slots or actions beyond the first."""
     parts: Sequence[SlotRecord | GrowthStep]
     parts = record.slots if isinstance(record, AgreementRecord) else record.steps
-    order = order_digest([part.slot_id for part in parts])
+    order = order_digest(tuple(part.slot_id for part in parts))
     rows = []
     for number, at in enumerate(range(0, max(1, len(parts)), ROW_SLOTS)):
         head = _HEAD.pack(FORMAT_VERSION, record.kind, number, record.run_id, record.epoch, len(parts), order)
@@ -199,21 +201,10 @@ def with_own(record: AgreementRecord, row: bytes) -> AgreementRecord:
         train=MetricSums(*sums[:3]),
         test=MetricSums(*sums[3:]),
         measurements=tuple(
-            SlotMeasurement(
-                ratio if has_ratio else None,
-                health if has_health else None,
-                contribution if has_contribution else None,
-                bool(exploding),
-            )
-            for (
-                has_ratio,
-                ratio,
-                has_health,
-                health,
-                has_contribution,
-                contribution,
-                exploding,
-            ) in _MEASURED.iter_unpack(measured)
+            [
+                _decoded_measure(measured[at : at + _MEASURED.size])
+                for at in range(0, len(measured), _MEASURED.size)
+            ]
         ),
     )
 
@@ -229,7 +220,8 @@ def kind_of(row: bytes) -> RowKind:
     return RowKind(struct.unpack_from("<q", row, 8)[0])
 
 
-def order_digest(slot_ids: Sequence[str]) -> int:
+@lru_cache(maxsize=64)
+def order_digest(slot_ids: tuple[str, ...]) -> int:
     """63-bit digest of slot ids in forward order, the same in every process."""
     return stable_digest(list(slot_ids))
 
@@ -303,6 +295,20 @@ def _encoded_measure(measured: SlotMeasurement) -> bytes:
         contribution is not None,
         0.0 if contribution is None else contribution,
         measured.exploding,
+    )
+
+
+def _decoded_measure(measured: bytes) -> SlotMeasurement:
+    if measured == _BLANK:  # most slots of most models are empty
+        return _UNMEASURED
+    has_ratio, ratio, has_health, health, has_contribution, contribution, exploding = _MEASURED.unpack(
+        measured
+    )
+    return SlotMeasurement(
+        ratio if has_ratio else None,
+        health if has_health else None,
+        contribution if has_contribution else None,
+        bool(exploding),
     )
 
 
