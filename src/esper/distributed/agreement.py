@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from esper.checks import check_int
-from esper.distributed.audit import Leaf, digest_of, require_same_leaves
+from esper.distributed.audit import State, digest_of, require_same_state
 from esper.distributed.control import Control
 from esper.distributed.divergence import compare, require_same, require_same_words
 from esper.distributed.rows import (
@@ -167,14 +167,13 @@ class Agreement:
             number += 1
         return {rank: b"".join(each)[: lengths[rank]].decode() for rank, each in parts.items()}
 
-    def audit(self, leaves: Iterable[Leaf], where: str) -> None:
-        """Collective: every rank, same order. Returns when all ranks have the same leaves.
+    def audit(self, state: State, where: str) -> None:
+        """Collective: every rank, same order. Returns when all ranks have the same state.
 
-        Raises LifecycleDivergence with the first that differs, otherwise as `counts`.
+        Raises LifecycleDivergence with the first part that differs, otherwise as `counts`.
         """
-        mine = list(leaves)
-        if len(set(self.counts(digest_of(mine), "audit", where).values())) > 1:
-            require_same_leaves(self.texts, mine, where)
+        if len(set(self.counts(digest_of(state), "audit", where).values())) > 1:
+            require_same_state(self.texts, state, where)
 
     def mean_(self, values: Tensor, purpose: str) -> None:
         """Collective: every rank, same order. Replaces `values` (N,) by their mean over ranks; `purpose` is

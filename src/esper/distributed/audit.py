@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
-from esper.distributed.digest import stable_digest
+import torch
+from torch import Tensor
+
 from esper.distributed.divergence import ABSENT, require_same
-from esper.lockstep.rank.fingerprints import Leaf, leaves
+from esper.lockstep.rank.fingerprints import leaves, tensor_digest
 
-__all__ = ["Leaf", "digest_of", "leaves", "require_same_leaves"]
-
-
-def digest_of(parts: Sequence[Leaf]) -> int:
-    """63-bit digest of names, bits, dtypes and shapes, in order."""
-    return stable_digest([(part.path, part.digest, part.kind) for part in parts])
+# What is audited: by name tensors, modules, optimisers, plain values, and mappings and lists of them.
+State = Mapping[str, object]
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def require_same_leaves(
-    texts: Callable[[str, str], Mapping[int, str]], mine: Sequence[Leaf], where: str
-) -> None:
+def digest_of(state: State) -> int:
+    """63-bit digest of all that `leaves` tells apart: keys, lengths, bits, dtypes, shapes, in order.
+
+    In one go, at a fifth of what a digest and a text for each leaf take.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    _feed(digest, state)
+    return int.from_bytes(digest.digest(), "big") >> 1
+
+
+def require_same_state(texts: Callable[[str, str], Mapping[int, str]], state: State, where: str) -> None:
     """Collective: every rank, same order. Raise LifecycleDivergence with the first leaf that differs.
 
     `texts(text, where)` exchanges a text a rank.
     """
+    mine = [leaf for name, value in state.items() for leaf in leaves(value, name)]
     told = json.dumps([(part.path, f"{part.digest:016x} {part.kind}", part.text) for part in mine])
     everyone = {rank: json.loads(text) for rank, text in texts(told, where).items()}
     for index in range(max(map(len, everyone.values()))):
@@ -40,3 +49,25 @@ def require_same_leaves(
         shown = len({text for _, _, text in at.values()}) == len({digest for _, digest, _ in at.values()})
         values = [(rank, text if shown else f"{text} ({digest})") for rank, (_, digest, text) in at.items()]
         require_same({names.pop(): values}, where)
+
+
+def _feed(digest: hashlib.blake2b, value: object) -> None:
+    if isinstance(value, Tensor):
+        digest.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
+        if type(value) not in _PLAIN or value.layout is not torch.strided or value.is_meta:
+            digest.update(f"{tensor_digest(value)}\n".encode())
+        else:
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
+    elif hasattr(value, "state_dict"):
+        _feed(digest, value.state_dict())
+    elif isinstance(value, Mapping):
+        digest.update(f"keys {list(value)!r}\n".encode())
+        for part in value.values():
+            _feed(digest, part)
+    elif isinstance(value, list | tuple):
+        digest.update(f"length {len(value)}\n".encode())
+        for part in value:
+            _feed(digest, part)
+    else:
+        digest.update(f"{value!r}\n".encode())

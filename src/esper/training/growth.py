@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from esper.control.actions import Action, Advance, Decision, Germinate
 from esper.control.signals import EpochSignals, gate_for
 from esper.distributed.agreement import Agreed, Agreement
-from esper.distributed.digest import stable_digest
+from esper.distributed.digest import run_digest
 from esper.distributed.growth import Birth, birth_generator, prepare_birth
 from esper.distributed.rows import GrowthRecord, GrowthStep
 from esper.errors import GrowthFailed, LifecycleDivergence
@@ -74,7 +74,7 @@ class Growth:
         try:
             self._agreement.confirm(
                 GrowthRecord(
-                    run_id=stable_digest("run", self._config.run),
+                    run_id=run_digest(self._config.run),
                     epoch=signals.epoch,
                     decision=decision.digest(),
                     steps=tuple(each.step() for each in prepared),

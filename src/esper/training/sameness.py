@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from esper.distributed.audit import Leaf, leaves
+from esper.distributed.audit import State
 from esper.distributed.growth import growth_rng_digest
 from esper.distributed.replicate import Replica
 from esper.lifecycle.record import SlotRecord
@@ -49,15 +49,15 @@ def _part(parameter: nn.Parameter, covered: frozenset[int] | None) -> str:
     return NOT_REPLICATED if covered is not None and id(parameter) not in covered else ""
 
 
-def common_leaves(trainer: Trainer) -> Iterator[Leaf]:
-    """Slots, growth RNG, model, optimiser, controller and governor, down to single tensors and values."""
+def common_state(trainer: Trainer) -> State:
+    """Slots, growth RNG, model, optimiser, controller and governor."""
     records = trainer.model.records()
-    slots = {record.slot_id: asdict(record) for record in as_shown(records, trainer.model.alphas)}
-    yield from leaves(slots, "slots")
-    yield from leaves(growth_rng_digest(trainer.config.seed, records), "growth RNG")
-    yield from leaves(dict(trainer.model.named_parameters()), "parameters")
-    yield from leaves(dict(trainer.model.named_buffers()), "buffers")
-    yield from leaves(trainer.optimizer, "optimiser")
-    state = trainer.state_of_controller()
-    yield from leaves(to_plain(state), "controller")
-    yield from leaves(to_plain(trainer.safeguard.governor.state_dict()), "governor")
+    return {
+        "slots": {record.slot_id: asdict(record) for record in as_shown(records, trainer.model.alphas)},
+        "growth RNG": growth_rng_digest(trainer.config.seed, records),
+        "parameters": dict(trainer.model.named_parameters()),
+        "buffers": dict(trainer.model.named_buffers()),
+        "optimiser": trainer.optimizer,
+        "controller": to_plain(trainer.state_of_controller()),
+        "governor": to_plain(trainer.safeguard.governor.state_dict()),
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,8 +23,8 @@ def capture(model: GrownModel, optimizer: torch.optim.Optimizer) -> Saved:
     follow_parameters(optimizer, model.parameters())
     return {
         "slots": {slot_id: model.slots[slot_id].lifecycle_state() for slot_id in model.slot_ids},
-        "tensors": {name: _copied(tensor) for name, tensor in model.state_dict().items()},
-        "optimizer": copy.deepcopy(optimizer.state_dict()),
+        "tensors": _copied(dict(model.state_dict())),
+        "optimizer": _copied(optimizer.state_dict()),
     }
 
 
@@ -42,7 +41,7 @@ def restore(model: GrownModel, optimizer: torch.optim.Optimizer, saved: Mapping[
     model.load_state_dict(saved["tensors"])
     follow_parameters(optimizer, model.parameters())
     # Copied again: the optimiser keeps the tensors it is given, and would change the snapshot.
-    optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
+    optimizer.load_state_dict(_copied(saved["optimizer"]))
 
 
 def random_state() -> Saved:
@@ -59,5 +58,12 @@ def set_random_state(saved: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all(saved["cuda"])
 
 
-def _copied(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone()
+def _copied(value: Any) -> Any:
+    # `copy.deepcopy` takes ten times as long, and each epoch keeps a copy.
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _copied(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_copied(each) for each in value]
+    return value  # numbers, texts, None, and tuples of them

@@ -20,7 +20,7 @@ from esper.control.actions import Decision
 from esper.control.heuristic import HeuristicController
 from esper.control.signals import EpochSignals
 from esper.distributed.agreement import Agreed, Agreement
-from esper.distributed.digest import stable_digest
+from esper.distributed.digest import run_digest, stable_digest
 from esper.distributed.growth import growth_rng_digest
 from esper.distributed.loaders import UNKNOWN, agreed_batches, check_announced
 from esper.distributed.replicate import replicate
@@ -37,7 +37,7 @@ from esper.training.history import EpochResult, History
 from esper.training.optimizer import follow_parameters, make_optimizer
 from esper.training.plain import from_plain, to_plain
 from esper.training.safeguard import Safeguard
-from esper.training.sameness import NOT_REPLICATED, as_shown, common_leaves, layout_of
+from esper.training.sameness import NOT_REPLICATED, as_shown, common_state, layout_of
 from esper.training.snapshot import Saved, capture, random_state, restore, set_random_state
 from esper.training.tasks import Batch, Task
 
@@ -179,7 +179,7 @@ class Trainer:
         Raises LifecycleDivergence with the first part that is not, or AgreementDeadline.
         """
         if self._group is not None:
-            self.agreement.audit(common_leaves(self), where)
+            self.agreement.audit(common_state(self), where)
 
     def finish(self) -> None:
         """Collective: every rank, same order. The end of a run is the same on all ranks, too. As `audit`."""
@@ -256,7 +256,7 @@ class Trainer:
         records = self.model.records()
         return AgreementRecord(
             kind=kind,
-            run_id=stable_digest("run", self.config.run),
+            run_id=run_digest(self.config.run),
             config_digest=self._config_digest(),
             epoch=epoch,
             steps=self._steps,
