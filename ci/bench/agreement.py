@@ -5,6 +5,11 @@
 What is compared runs in turn on the same ranks, begun together, so that the machine's drift meets both. A
 time is that of the slowest rank. A ratio is the median of the ratios of neighbours, with the range that holds
 it with 95 % (order statistics); a side against itself says how far to trust the rest.
+
+An epoch's limit is against the same loop as one writes it without an agreement (`Unchecked`), which says what
+the agreement costs whoever needs its results. `silent` is that loop without them: it exchanges nothing but
+gradients, so its ranks know neither their accuracy nor each other's statistics. Three rounds of nothing
+beside it are what no agreed epoch can do without.
 """
 
 from __future__ import annotations
@@ -13,11 +18,13 @@ import argparse
 import json
 import math
 import multiprocessing
+import random
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,12 +40,14 @@ from esper.distributed.rows import ROW_BYTES
 from esper.errors import AgreementDeadline
 from esper.lifecycle import MetricSums, SlotMeasurement, SlotRecord, Stage
 from esper.training import TrainConfig, Trainer, build_model
+from esper.training.batchnorm import average_statistics
 from esper.training.tasks import ShardedTask, load_digits_task
 
 RANKS = 4
 SLOTS = 16
 DEADLINE = 1.0
 SETTLING = 3
+PAUSE = 0.005  # seconds from a measurement's announcement to its beginning
 Body = Callable[[int, int], dict[str, Any]]
 
 
@@ -50,8 +59,10 @@ class Waiting:
         return Decision()
 
 
-class Alone(Trainer):
-    """The same loop, in which no rank says anything to another beside its gradients."""
+class Silent(Trainer):
+    """The same loop, in which no rank says anything to another beside its gradients: what it evaluates is a
+    model of its own, on a part of the data.
+    """
 
     def start(self, epoch: int, module: Any = None) -> None:
         """Nothing."""
@@ -63,7 +74,7 @@ class Alone(Trainer):
         """Nothing."""
 
     def agree(self, epoch: int, train: MetricSums, test: MetricSums, measurements: Any) -> Any:
-        """With itself."""
+        """With itself alone."""
         record = AgreementRecord(
             run_id=0,
             config_digest=0,
@@ -80,6 +91,32 @@ class Alone(Trainer):
         return Agreement(None).exchange(record)
 
 
+class Unchecked(Silent):
+    """The same loop as it is written without an agreement, with the same results: BatchNorm's statistics are
+    averaged, the metrics summed, each by one all_reduce, and nothing is checked.
+    """
+
+    def average_buffers(self) -> None:
+        """Over ranks."""
+
+        def mean_(values: torch.Tensor) -> None:
+            dist.all_reduce(values)
+            values /= RANKS
+
+        average_statistics(self.model, mean_)
+
+    def agree(self, epoch: int, train: MetricSums, test: MetricSums, measurements: Any) -> Any:
+        """As all ranks: by their sums."""
+        sums = torch.tensor([*astuple(train), *astuple(test)], dtype=torch.float64)
+        dist.all_reduce(sums)
+        values = sums.tolist()
+        return super().agree(epoch, _metrics(values[:3]), _metrics(values[3:]), measurements)
+
+
+def _metrics(values: Sequence[float]) -> MetricSums:
+    return MetricSums(values[0], int(values[1]), int(values[2]))
+
+
 class Endless:
     """Digits of which nobody knows how many there are."""
 
@@ -92,19 +129,28 @@ class Endless:
 
 
 def together(call: Callable[[], object]) -> float:
-    """Collective: every rank, same order. Seconds from a common beginning to this rank's end."""
-    dist.barrier()
-    begun = time.perf_counter()
+    """Collective: every rank, same order. Seconds from a common beginning to this rank's end.
+
+    That is a moment on the clock, which ranks of one machine share: they leave a barrier up to 1 ms apart, as
+    long as some of what is measured takes.
+    """
+    moment = torch.tensor([time.perf_counter() + PAUSE], dtype=torch.float64)
+    dist.broadcast(moment, src=0)
+    begun = float(moment)
+    time.sleep(max(0.0, begun - time.perf_counter()))
     call()
     return time.perf_counter() - begun
 
 
 def in_turn(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Collective: every rank, same order. Seconds of each side, in the order ABBA, after some rounds more."""
+    """Collective: every rank, same order. Seconds of each side, after some rounds more.
+
+    In an order drawn anew each round: a side is slower after one that leaves more behind.
+    """
     found: dict[str, list[float]] = {name: [] for name in sides}
+    drawn = random.Random(0)
     for count in range(SETTLING + rounds):
-        names = list(sides) if count % 2 else list(sides)[::-1]
-        for name in names:
+        for name in drawn.sample(list(sides), len(sides)):
             seconds = together(sides[name])
             if count >= SETTLING:
                 found[name].append(seconds)
@@ -151,13 +197,17 @@ def exchanges(rank: int, rounds: int) -> dict[str, Any]:
 
 
 def epochs(rank: int, rounds: int) -> dict[str, Any]:
-    """An epoch of digits: agreed, without a word, and with as many batches as there happen to be."""
+    """An epoch of digits: agreed, unchecked, without a word, and with as many batches as there happen to be.
+
+    And what three rounds between the ranks take that carry nothing, as an agreed epoch has at the least.
+    """
     config = TrainConfig.from_dict({"epochs": 10**6, "host": {"width": 8, "blocks": 2}})
     task = load_digits_task(batch_size=config.batch_size, seed=0, rank=rank, world_size=RANKS)
     kinds: dict[str, tuple[type[Trainer], Any]] = {
         "agreed": (Trainer, task),
-        "alone": (Alone, task),
-        "alone again": (Alone, task),
+        "unchecked": (Unchecked, task),
+        "unchecked again": (Unchecked, task),
+        "silent": (Silent, task),
         "no length": (Trainer, Endless(task)),
     }
     trainers = {
@@ -176,7 +226,13 @@ def epochs(rank: int, rounds: int) -> dict[str, Any]:
     for name, trainer in trainers.items():
         length = -1 if name == "no length" else task.announce(1)
         trainer._announced = tuple((each, length) for each in range(RANKS))
-    return in_turn({name: epoch_of(name) for name in trainers}, rounds)
+    copies, rows = torch.zeros(RANKS), torch.zeros(RANKS)
+
+    def three_rounds() -> None:
+        for _ in range(3):
+            dist.all_to_all_single(rows, copies)
+
+    return in_turn({**{name: epoch_of(name) for name in trainers}, "three rounds": three_rounds}, rounds)
 
 
 def growth(rank: int, rounds: int) -> dict[str, Any]:
@@ -305,8 +361,10 @@ PAIRS = (
     ("exchange", "all_gather again", "all_gather", None),
     ("exchange", "exchange", "all_gather", 1.3),
     ("exchange", "broadcasts", "exchange", -10.0),
-    ("epoch", "alone again", "alone", None),
-    ("epoch", "agreed", "alone", 1.02),
+    ("epoch", "unchecked again", "unchecked", None),
+    ("epoch", "agreed", "unchecked", 1.02),
+    ("epoch", "agreed", "silent", None),
+    ("epoch", "three rounds", "silent", None),
     ("epoch", "no length", "agreed", None),
     ("growth", "bare wrap again", "bare wrap", None),
     ("growth", "growth", "bare wrap", 1.3),
