@@ -57,6 +57,22 @@ def test_every_rank_gets_the_same_averages() -> None:
     assert means == [1.0, 4.0]
 
 
+@pytest.mark.parametrize("length", [3, 5000])  # sent all to all, and reduced
+def test_a_mean_of_any_length_is_the_same_on_every_rank(length: int) -> None:
+    def body(rank: int) -> bytes:
+        values = torch.linspace(0.1, 0.9, length) ** (rank + 1)
+        with _agreement() as agreement:
+            agreement.mean_(values, "buffers")
+        return values.numpy().tobytes()
+
+    outcomes = run_ranks(body, 3)
+    assert _errors(outcomes) == ["NoneType: None"] * 3
+    assert len({outcome.value for outcome in outcomes}) == 1
+    values = torch.frombuffer(bytearray(outcomes[0].value), dtype=torch.float32)
+    base = torch.linspace(0.1, 0.9, length)
+    torch.testing.assert_close(values, (base + base**2 + base**3) / 3)
+
+
 def test_one_process_agrees_with_itself_without_a_group() -> None:
     agreed = Agreement(None).exchange(agreement_record())
     assert agreed.records == (agreement_record(),)
