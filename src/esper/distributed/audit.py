@@ -22,9 +22,10 @@ def digest_of(state: State) -> int:
 
     In one go, at a fifth of what a digest and a text for each leaf take.
     """
-    digest = hashlib.blake2b(digest_size=8)
-    _feed(digest, state)
-    return int.from_bytes(digest.digest(), "big") >> 1
+    # Of what Python brings along the fastest, on processors with instructions for it by a factor of four.
+    digest = hashlib.sha1(usedforsecurity=False)
+    _feed(digest.update, state)
+    return int.from_bytes(digest.digest()[:8], "big") >> 1
 
 
 def require_same_state(texts: Callable[[str, str], Mapping[int, str]], state: State, where: str) -> None:
@@ -51,23 +52,23 @@ def require_same_state(texts: Callable[[str, str], Mapping[int, str]], state: St
         require_same({names.pop(): values}, where)
 
 
-def _feed(digest: hashlib.blake2b, value: object) -> None:
+def _feed(update: Callable[[bytes | memoryview], object], value: object) -> None:
     if isinstance(value, Tensor):
-        digest.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
+        update(f"{value.dtype} {tuple(value.shape)}\n".encode())
         if type(value) not in _PLAIN or value.layout is not torch.strided or value.is_meta:
-            digest.update(f"{tensor_digest(value)}\n".encode())
+            update(f"{tensor_digest(value)}\n".encode())
         else:
             flat = value.detach().cpu().contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().data)
+            update(flat.view(torch.uint8).numpy().data)
     elif hasattr(value, "state_dict"):
-        _feed(digest, value.state_dict())
+        _feed(update, value.state_dict())
     elif isinstance(value, Mapping):
-        digest.update(f"keys {list(value)!r}\n".encode())
+        update(f"keys {list(value)!r}\n".encode())
         for part in value.values():
-            _feed(digest, part)
+            _feed(update, part)
     elif isinstance(value, list | tuple):
-        digest.update(f"length {len(value)}\n".encode())
+        update(f"length {len(value)}\n".encode())
         for part in value:
-            _feed(digest, part)
+            _feed(update, part)
     else:
-        digest.update(f"{value!r}\n".encode())
+        update(f"{value!r}\n".encode())

@@ -6,16 +6,19 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from torch import nn
+
 from esper.control.actions import Action, Advance, Decision, Germinate
 from esper.control.signals import EpochSignals, gate_for
 from esper.distributed.agreement import Agreed, Agreement
+from esper.distributed.audit import State, digest_of
 from esper.distributed.digest import run_digest
 from esper.distributed.growth import Birth, birth_generator, prepare_birth
 from esper.distributed.rows import GrowthRecord, GrowthStep
 from esper.errors import GrowthFailed, LifecycleDivergence
 from esper.lifecycle.gates import GateVerdict, evaluate_gate
 from esper.lifecycle.stage import Stage
-from esper.model import GrownModel, fingerprint
+from esper.model import GrownModel
 from esper.training.config import TrainConfig
 from esper.training.history import Dissent
 
@@ -43,9 +46,16 @@ class PreparedAction:
             action=type(self.action).__name__.lower(),
             blueprint=self.action.blueprint if isinstance(self.action, Germinate) else "",
             gate_passed=self.verdict.passed if self.verdict else None,
-            fingerprint=fingerprint(seed) if seed else 0,
+            fingerprint=digest_of(_parts_of(seed)) if seed else 0,
             error=self.birth.reason if self.birth else "",
         )
+
+
+def _parts_of(seed: nn.Module) -> State:
+    return {
+        "parameters": dict(seed.named_parameters(remove_duplicate=False)),
+        "buffers": dict(seed.named_buffers(remove_duplicate=False)),
+    }
 
 
 @dataclass(frozen=True, slots=True)
