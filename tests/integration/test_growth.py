@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from esper.distributed.replicate import Replica
 from esper.errors import LifecycleDivergence, NotReplicated
 from esper.lifecycle import Stage
+from esper.model import SeedSlot
 from esper.training import Trainer
 from esper.training.optimizer import follow_parameters
 from pytest_esper_ddp.handle import DDP
@@ -109,6 +111,25 @@ def test_a_seed_that_one_rank_cannot_build_is_built_on_none(ddp: DDP) -> None:
         assert len(trainer.history.epochs) == 1
         assert torch.equal(generator, torch.get_rng_state())
     raise raised.value
+
+
+@pytest.mark.ddp(4)
+def test_a_seed_with_another_bit_on_one_rank_is_put_in_on_none(
+    ddp: DDP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = SeedSlot.prepare
+
+    def other(slot: SeedSlot, blueprint: str, generator: torch.Generator) -> nn.Module:
+        seed = prepare(slot, blueprint, generator)
+        next(seed.parameters()).data.view(-1)[-1] *= -1 if ddp.rank == 2 else 1
+        return seed
+
+    monkeypatch.setattr(SeedSlot, "prepare", other)
+    with miniature(ddp.rank, 4) as trainer:
+        with pytest.raises(LifecycleDivergence, match="fingerprint of the seed for r0c0") as raised:
+            trainer.run()
+        assert raised.value.guilty == (2,)
+        assert [record.stage for record in trainer.model.records()] == [Stage.DORMANT, Stage.DORMANT]
 
 
 @pytest.mark.ddp(4)
