@@ -37,6 +37,18 @@ def test_the_majority_at_one_place_is_not_guilty() -> None:
     assert sorted(entry.rank for entry in finding.waiting) == [0, 1]
 
 
+def test_who_is_in_one_of_the_groups_only_is_no_witness() -> None:
+    """Rank 3 left out the pair's call, and not rank 0 made one too many: 1 and 2 know nothing of it."""
+    story = Story(4)
+    story.group("pair", 0, 3)
+    story.call(0, "all_gather", "pair")
+    story.call(1)
+    story.call(2)
+    story.call(3, flags=ASYNC)
+    story.call(3)
+    assert story.found() == ("wait_cycle", [0, 3])
+
+
 def test_who_only_waits_for_the_cycle_is_not_in_it() -> None:
     story = Story(3)
     cross_wait(story)

@@ -76,6 +76,12 @@ def cycles(view: View, waits: dict[int, list[Wait]], now: float, patience: Patie
     wanted = {peer for peers in {one.peers for rank in good for one in needs[rank]} for peer in peers}
     wanted -= set(good)
     bad = [rank for rank in circle if rank in wanted] if good else circle
+    if (
+        good
+    ):  # who is no member of a group can't tell whether its call was due: then it is one against another
+        unsure = [rank for rank in bad if not _outvoted(view, current, rank, good)]
+        awaited = {peer for rank in unsure for one in needs[rank] for peer in one.peers}
+        bad = [rank for rank in circle if rank in bad or rank in awaited]
     if misled:
         kind, bad = "peer", misled
         # Who wants the misled ones comes first: that pair is the contradiction.
@@ -99,6 +105,14 @@ def cycles(view: View, waits: dict[int, list[Wait]], now: float, patience: Patie
             {rank: in_collective(current[rank]) for rank in bad},
         )
     ]
+
+
+def _outvoted(view: View, current: dict[int, Entry], rank: int, good: list[int]) -> bool:
+    """Whether more members of the group in whose call this rank waits are elsewhere, all at one place."""
+    entry = current[rank]
+    place = entry.group, entry.sequence
+    with_it = [one for one, other in current.items() if (other.group, other.sequence) == place]
+    return len(set(good) & set(_members(view, entry))) > len(with_it)
 
 
 def _ended_senders(view: View, waits: dict[int, list[Wait]], needs: list[Need]) -> list[Finding]:
