@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from esper.lockstep.building import CHOICE
 from esper.lockstep.rank import compiled
 
 pytestmark = pytest.mark.nightly
@@ -31,7 +32,7 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """With the compiled kernel, and with the one in Python."""
     if request.param == "auto" and not compiled.library_path().is_file():
         pytest.skip("no compiled kernel: python -m esper.lockstep build")
-    monkeypatch.setenv(compiled.CHOICE, request.param)
+    monkeypatch.setenv(CHOICE, request.param)
 
 
 def run(script: str, nproc: int, folder: Path) -> tuple[int, dict[str, Any], str]:

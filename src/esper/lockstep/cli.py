@@ -47,7 +47,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m esper.lockstep")
     commands = parser.add_subparsers(dest="do", required=True)
     commands.add_parser(
-        "build", help="compile the kernel that records most collectives, for this torch and Python, once"
+        "build", help="compile what records most collectives and what follows them, for this torch, once"
     )
     run_parser = commands.add_parser("run", help="run an env:// script on N ranks and name what would hang")
     run_parser.add_argument(
@@ -88,10 +88,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _build() -> NoReturn:
     from esper.lockstep.errors import KernelNotBuilt
-    from esper.lockstep.rank.compiled import build
+    from esper.lockstep.rank import compiled
+    from esper.lockstep.run import quiet
 
     try:
-        sys.stdout.write(f"{build()}\n")
+        for build in (compiled.build, quiet.build):
+            sys.stdout.write(f"{build()}\n")
     except KernelNotBuilt as error:
         _tell(str(error))
         sys.exit(1)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from esper.lockstep import tag
+from esper.lockstep.building import CHOICE
 from esper.lockstep.errors import KernelNotBuilt, StartError
 from esper.lockstep.rank import compiled
 from esper.lockstep.rank.recorder import Recorder, is_victim
@@ -72,7 +73,7 @@ def plain(entry: Entry) -> Entry:
 
 
 def with_kernel(choice: str, rank: int, calls: Any, monkeypatch: pytest.MonkeyPatch) -> list[Entry]:
-    monkeypatch.setenv(compiled.CHOICE, choice)
+    monkeypatch.setenv(CHOICE, choice)
     with recorded() as recording:
         calls(rank)
         return [plain(entry) for entry in recording.calls()]
@@ -185,7 +186,7 @@ def test_a_library_that_can_not_be_loaded_is_done_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv(compiled.CHOICE, raising=False)
+    monkeypatch.delenv(CHOICE, raising=False)
     compiled.library_path().parent.mkdir()
     compiled.library_path().write_bytes(b"no library")
     with pytest.warns(UserWarning, match="goes on with its kernel in Python: .* can't be loaded"):
@@ -198,7 +199,7 @@ def test_a_library_that_can_not_be_loaded_is_done_without(
 
 
 def test_an_unknown_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(compiled.CHOICE, "rust")
+    monkeypatch.setenv(CHOICE, "rust")
     with pytest.raises(StartError, match=r"^ESPER_LOCKSTEP_KERNEL='rust': it is one of auto, python$"):
         compiled.load()
     done = command("--nproc", "2", "--", __file__)

@@ -23,6 +23,7 @@ from torch.distributed import distributed_c10d as c10d
 from torch.nn.parallel import DistributedDataParallel
 
 from esper.lockstep import awaiting, tag
+from esper.lockstep.building import CHOICE
 from esper.lockstep.rank import compiled
 from esper.lockstep.rank.interposer import Call, Proceed
 from esper.lockstep.record.entry import Entry, Flag, Kind
@@ -37,7 +38,7 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """Each test with the compiled kernel, where it is built, and with the one in Python."""
     if request.param == "auto" and not compiled.library_path().is_file():
         pytest.skip("no compiled kernel: python -m esper.lockstep build")
-    monkeypatch.setenv(compiled.CHOICE, request.param)
+    monkeypatch.setenv(CHOICE, request.param)
 
 
 def line_of(function: Callable[..., Any], mark: str) -> int:

@@ -88,6 +88,7 @@ class Matching:
         self._met: dict[str, deque[tuple[Entry, Entry]]] = {}  # sends and receives, by their group
         self._mailboxes: dict[tuple[str, int, int], Mailbox] = {}  # by group, receiver and tag
         self._expected: dict[tuple[str, int], int] = {}
+        self._passed: dict[str, int] = {}
         self._holes: dict[str, list[tuple[int, int, int]]] = {}
         self._unread: set[int] = set()
         self._unfit: tuple[Entry, Entry] | None = None  # two whose all_to_all splits don't fit
@@ -119,6 +120,8 @@ class Matching:
         if entry.refused:
             self._expected[entry.group, entry.rank] = entry.sequence
             return
+        if entry.sequence <= self._passed.get(entry.group, -1):
+            return
         self._expected[entry.group, entry.rank] = entry.sequence + 1
         if entry.sequence > expected:
             self._lost(entry, expected)
@@ -138,6 +141,17 @@ class Matching:
                     slot.unread.add(rank)
         slot.enter(entry)
         self._settle(slot)
+
+    def pass_over(self, group: str, sequence: int) -> None:
+        """Somebody else has seen all members of `group` enter alike, up to collective number `sequence`."""
+        if sequence <= self._passed.get(group, -1):
+            return
+        self._passed[group] = sequence
+        slots = self._slots.get(group, {})
+        for number in [number for number in slots if number <= sequence]:
+            del slots[number]
+        for rank in self._members[group]:
+            self._expected[group, rank] = max(self._expected.get((group, rank), 0), sequence + 1)
 
     def follow_offered(self, refresh: Refresh) -> None:
         """See what has become of the calls that no backend had taken when they were read."""

@@ -6,17 +6,12 @@ kernel in Python, which sees the same and costs more.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.machinery
 import importlib.util
-import os
-import platform
-import subprocess
 import sys
 import sysconfig
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,24 +19,17 @@ from typing import Any
 import torch
 from torch.distributed import distributed_c10d as c10d
 
-from esper.lockstep.errors import KernelNotBuilt, StartError
+from esper.lockstep.building import cached, compile_library, wanted
 from esper.lockstep.rank.schemas import OpSchema
 from esper.lockstep.record.ledger import COUNT_AT, HEADER_SIZE, RECORD_SIZE, THREADS_AT
 
 _SOURCE = Path(__file__).with_name("kernel.cpp")
 _MODULE = "_lockstep_kernel"
-# python: the one in Python, always. auto: the compiled one where it has been built.
-CHOICE = "ESPER_LOCKSTEP_KERNEL"
-_CHOICES = ("auto", "python")
-_SECONDS = 600
 
 
 def library_path() -> Path:
     """Where the compiled kernel of this torch and this Python is, or would be."""
-    source = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]
-    tag = f"{sys.implementation.cache_tag}-{platform.machine()}-torch-{torch.__version__}-{source}"
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(cache) / "esper-lockstep" / f"kernel-{tag}.so"
+    return cached(_SOURCE, str(sys.implementation.cache_tag), f"torch-{torch.__version__}")
 
 
 def load() -> ModuleType | None:
@@ -49,11 +37,8 @@ def load() -> ModuleType | None:
 
     Raises StartError where the environment asks for something unknown.
     """
-    choice = os.environ.get(CHOICE, "auto")
-    if choice not in _CHOICES:
-        raise StartError(f"{CHOICE}={choice!r}", f"it is one of {', '.join(_CHOICES)}")
     path = library_path()
-    if choice == "python" or not path.is_file():
+    if not wanted() or not path.is_file():
         return None
     loader = importlib.machinery.ExtensionFileLoader(_MODULE, str(path))
     spec = importlib.util.spec_from_loader(_MODULE, loader)
@@ -99,44 +84,18 @@ def build() -> Path:
 
     Raises KernelNotBuilt with what is missing or what the compiler said.
     """
-    path = library_path()
-    if path.is_file():
-        return path
-    compiler = os.environ.get("CXX", "c++")
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        subprocess.run(
-            _command(compiler, partial), check=True, capture_output=True, text=True, timeout=_SECONDS
-        )
-        partial.replace(path)
-    except FileNotFoundError as error:
-        raise KernelNotBuilt(f"no C++ compiler {compiler!r} (CXX names another): {error.strerror}") from error
-    except subprocess.CalledProcessError as error:
-        lines = [line for line in error.stderr.splitlines() if "error" in line.lower()]
-        said = (lines or error.stderr.splitlines() or ["nothing"])[0]
-        raise KernelNotBuilt(f"{compiler} ended with {error.returncode}: {said}") from error
-    except subprocess.TimeoutExpired as error:
-        raise KernelNotBuilt(f"{compiler} was not done after {_SECONDS} s") from error
-    except OSError as error:
-        raise KernelNotBuilt(f"{path}: {error.strerror}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
-    return path
+    return compile_library(_SOURCE, library_path(), _options())
 
 
-def _command(compiler: str, output: Path) -> list[str]:
+def _options() -> list[str]:
     root = Path(torch.__file__).parent
     include, libraries = root / "include", root / "lib"
     places = (include, include / "torch" / "csrc" / "api" / "include", sysconfig.get_path("include"))
     return [
-        compiler,
-        *("-std=c++20", "-O2", "-shared", "-fPIC", "-fvisibility=hidden"),
+        "-std=c++20",
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
         f"-DTORCH_EXTENSION_NAME={_MODULE}",
         *(f"-I{place}" for place in places),
-        str(_SOURCE),
-        *("-o", str(output), f"-L{libraries}", f"-Wl,-rpath,{libraries}"),
+        *(f"-L{libraries}", f"-Wl,-rpath,{libraries}"),
         *("-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"),
     ]

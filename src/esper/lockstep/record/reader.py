@@ -134,6 +134,26 @@ class LedgerReader:
             assert self._map is not None
             self._read = COUNT.unpack_from(self._map, COUNT_AT)[0]
 
+    def skip_to(self, number: int) -> None:
+        """Pass over the records before `number`, or none where that is behind."""
+        self._read = max(self._read, number)
+
+    @property
+    def capacity(self) -> int:
+        """How many records the ring holds."""
+        return self._capacity
+
+    def string(self, number: int) -> Any:
+        """What the rank's table has under this id; None where it has nothing."""
+        if number not in self._strings:
+            self._read_strings()
+        return self._strings.get(number)
+
+    def entry(self, number: int) -> Entry:
+        """Record `number`, which the ring holds still."""
+        assert self._map is not None
+        return self._entry(number, RECORD.unpack_from(self._map, self._at(number)))
+
     def times(self, number: int) -> Times | None:
         """The times of record `number` as they are now; None when the ring has overwritten it."""
         assert self._map is not None

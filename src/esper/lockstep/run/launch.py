@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from esper.lockstep.building import wanted
 from esper.lockstep.errors import StartError
 from esper.lockstep.frames import INTERNAL
 from esper.lockstep.proof.finding import Patience, ranks_text
@@ -34,6 +35,7 @@ def run(
     shell.
     """
     try:
+        wanted()  # here, or each rank would say that it is not
         with run_directory() as run_dir, keeper(run_dir) as keep, listening_socket() as listener:
             return _run(command, world_size, patience, show, run_dir, listener, keep)
     except StartError as error:
@@ -128,7 +130,7 @@ def _watch(
     """Poll until a diagnosis or until every rank has ended; or until nothing is to be had, and return why."""
     after = _AfterAFailure(supervisor, patience)
     apart = ApartWatch(supervisor.view, supervisor.pids, patience)
-    with selectors.DefaultSelector() as selector, ExitStack() as open_ones:
+    with selectors.EpollSelector() as selector, ExitStack() as open_ones:
         for rank, process in enumerate(processes):
             try:
                 watch = os.pidfd_open(process.pid)
@@ -137,7 +139,7 @@ def _watch(
             open_ones.callback(os.close, watch)
             selector.register(watch, selectors.EVENT_READ, rank)
         while selector.get_map():
-            for key, _ in selector.select(supervisor.next_poll):
+            for key, _ in supervisor.wait(selector):
                 selector.unregister(key.fd)
                 rank = int(key.data)
                 supervisor.ended(rank, processes[rank].wait())

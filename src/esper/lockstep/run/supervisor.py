@@ -4,10 +4,12 @@ itself.
 
 from __future__ import annotations
 
+import selectors
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from esper.lockstep.proof.finding import Finding, Patience, Where
@@ -30,6 +32,7 @@ from esper.lockstep.run.process import (
     state,
     state_and_ending,
 )
+from esper.lockstep.run.quiet import Quiet
 
 # Between two proofs while no record comes, seconds: what only time decides is no more precise than this.
 _IDLE_PROOF = 0.02
@@ -81,6 +84,8 @@ class Supervisor:
         self._held_since: float | None = None
         self._late = LateWatch(self.line_of, show)
         self.view = View(len(self.pids), self)
+        self._quiet = Quiet(self._readers, self.view.matching)
+        self._only_time_decides = False
         self._next_proof = 0.0
         self.next_poll = _POLL  # seconds that its caller may let pass until then
         self.diagnosis: Diagnosis | None = None
@@ -90,26 +95,37 @@ class Supervisor:
     def ended(self, rank: int, code: int) -> None:
         """The owner of the processes has reaped `rank`; `code` as waitpid has it."""
         now = time.monotonic()
+        self._guarded(self.read)  # what it wrote last was before its end
         # A kill is noticed after its peers have noticed it, but it was not before the last look.
         self.view.ranks[rank].ended = Ended(code, self._alive_at.get(rank, now) if code < 0 else now)
         self._next_proof = 0.0
 
     def poll(self, *, final: bool = False) -> Diagnosis | None:
         """Read what is new and prove; the first diagnosis stays. `final`: nobody will write anything more."""
-        if self.diagnosis is not None or self.broken is not None:
-            return self.diagnosis
+        if self.diagnosis is None:
+            self._guarded(partial(self._poll, final))
+        return self.diagnosis
+
+    def _guarded(self, look: Callable[[], object]) -> None:
+        if self.broken is not None:
+            return
         try:
-            return self._poll(final)
+            look()
         except Exception:  # noqa: BLE001  an analyser that fails must not end, or pass, what it analyses
             self.broken = traceback.format_exc()
-            return None
+
+    def wait(self, selector: selectors.EpollSelector) -> list[tuple[selectors.SelectorKey, int]]:
+        """Wait for what the selector watches, or until it is time to poll; what `selector.select` gave."""
+        if self._only_time_decides and self.broken is None and self._quiet.wait(selector.fileno()):
+            return selector.select(0)
+        return selector.select(self.next_poll)
 
     def _poll(self, final: bool) -> Diagnosis | None:
         moved = self.read()
         now = time.monotonic()
         if not (moved or final or now >= self._next_proof):
             return None
-        quiet = only_time_decides(self.view)
+        quiet = self._only_time_decides = only_time_decides(self.view)
         self.next_poll = _QUIET_POLL if quiet else _POLL
         if quiet and not final and now < self._next_proof:
             return None  # and it stays so until a record comes, or a process ends
@@ -171,6 +187,10 @@ class Supervisor:
     def read(self) -> bool:
         """Take what the ranks have written since the last look; whether there was anything."""
         moved = False
+        if self._only_time_decides:
+            for rank, number in self._quiet.pass_over():
+                self.view.ranks[rank].fold(self._readers[rank].entry(number))
+                moved = True
         for rank, reader in enumerate(self._readers):
             entries = list(reader.new())
             if entries and not self._begun[rank]:
