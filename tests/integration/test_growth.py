@@ -144,6 +144,20 @@ def test_a_tick_more_that_ends_a_prune_never_reaches_the_reducer(ddp: DDP) -> No
     raise raised.value
 
 
+@pytest.mark.ddp(4)
+def test_statistics_that_one_rank_alone_has_never_reach_their_mean(ddp: DDP) -> None:
+    # With other numbers of values gloo would end each process by SIGABRT.
+    def more(trainer: Trainer) -> None:
+        if ddp.rank == 1:
+            trainer.model.host.add_module("more", nn.BatchNorm2d(3, affine=False))
+
+    with miniature(ddp.rank, 4) as trainer:
+        with pytest.raises(LifecycleDivergence, match=r"buffer host\.more\.running_mean: absent") as raised:
+            trainer.run(after_epoch=more)
+        assert raised.value.guilty == (1,)
+        assert "the start of epoch 2" in str(raised.value)
+
+
 @pytest.mark.ddp(2)
 def test_what_learns_without_being_averaged_is_an_error_on_every_rank(
     ddp: DDP, monkeypatch: pytest.MonkeyPatch

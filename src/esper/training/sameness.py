@@ -35,12 +35,16 @@ def as_shown(records: Sequence[SlotRecord], alphas: Tensor) -> tuple[SlotRecord,
 
 
 def layout_of(model: GrownModel, module: nn.Module | None) -> dict[str, str]:
-    """Names, shapes and dtypes of all parameters, whether each learns and whether `module` averages it."""
+    """Names, shapes and dtypes of all parameters and buffers; of a parameter whether it learns and whether
+    `module` averages it. With other numbers of either gloo would end the processes where they are averaged.
+    """
     covered = module.covered if isinstance(module, Replica) else None
-    return {
+    parameters = {
         f"parameter {name}": f"{each.dtype} {list(each.shape)}{_part(each, covered)}"
         for name, each in model.named_parameters()
     }
+    buffers = {f"buffer {name}": f"{each.dtype} {list(each.shape)}" for name, each in model.named_buffers()}
+    return {**parameters, **buffers}
 
 
 def _part(parameter: nn.Parameter, covered: frozenset[int] | None) -> str:
