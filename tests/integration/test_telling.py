@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from esper.distributed.telling import one_voice
 from esper.errors import LifecycleDivergence
+from tests.integration.launching import output, torchrun
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = Path(__file__).parent / "program_life.py"
 RANKS = 2
 LONG = 120.0
 
@@ -45,18 +41,7 @@ def test_any_other_error_is_left_as_it_is() -> None:
 
 @pytest.mark.stress
 def test_a_divergence_ends_the_job_and_is_told_once(tmp_path: Path) -> None:
-    words = ["--nproc-per-node", str(RANKS), "--monitor-interval", "0.1", "--rdzv-backend", "c10d"]
-    words += ["--rdzv-endpoint", "localhost:0", str(PROGRAM), str(tmp_path), "diverge"]
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=LONG,
-    )
-    assert done.returncode != 0
+    with torchrun(tmp_path, "diverge", ranks=RANKS) as job:
+        assert job.wait(LONG) != 0
     told = "ranks disagree in the start of epoch 4: alpha of r0c0: 0.5 on rank 0; 1.0 on rank 1"
-    assert done.stdout.count(told) == 1, done.stdout
+    assert output(tmp_path).count(told) == 1, output(tmp_path)

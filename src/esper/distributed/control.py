@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from datetime import timedelta
 
 import torch
@@ -38,11 +39,12 @@ class Control:
         self.ranks = tuple(dist.get_process_group_ranks(group))
         self.rank = dist.get_rank()
         self._group = self._new_group(deadline + _LINGER)
-        # Together first: from its birth on the diagnostic group has no more than its short time-out.
-        dist.barrier(self._group)
+        # A store may outlive the job, as torchrun's outlives a restart, and groups have the same names again:
+        # the verdicts of an earlier attempt must not be taken for this one's.
+        name = self._new_name(self._group)
+        # Together until here: from its birth on the diagnostic group has no more than its short time-out.
         diagnostic = self._new_group(DIAGNOSIS)
-        # The group's name is unique in the job and the same on every rank, so no key is ever used twice.
-        store = PrefixStore(f"esper/{self._group.group_name}", _job_store())
+        store = PrefixStore(f"esper/{name}", _job_store())
         self._deadline = Deadline(self.ranks, self.rank, diagnostic, Board(store), seconds=deadline)
 
     @property
@@ -113,6 +115,13 @@ class Control:
         assert work is not None
         self._deadline.wait(work, where)
         return gathered
+
+    def _new_name(self, group: dist.ProcessGroup) -> str:
+        """Collective: every rank, same order. A random word, the first rank's on every rank."""
+        copies = torch.frombuffer(bytearray(secrets.token_bytes(8) * self.world_size), dtype=torch.uint8)
+        words = torch.empty_like(copies)
+        dist.all_to_all_single(words, copies, group=group)
+        return bytes(words[:8].tolist()).hex()
 
     def _new_group(self, timeout: float) -> dist.ProcessGroup:
         group = dist.new_group(

@@ -71,6 +71,9 @@ class Checkpoints:
 
     def _write(self, path: Path, data: bytes) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        # What a writer that was killed had begun: nobody else looks at it, and the disk may be full of it.
+        for unfinished in self.folder.glob(".epoch-*.checkpoint.*"):
+            unfinished.unlink(missing_ok=True)
         write_whole(path, data)
         for old in self.paths()[self.keep :]:
             old.unlink(missing_ok=True)

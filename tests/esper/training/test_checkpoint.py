@@ -288,6 +288,22 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_a_writer_that_was_killed_had_begun_goes_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unfinished = tmp_path / ".epoch-000001.checkpoint.77"
+    unfinished.write_bytes(b"half")
+    written = write_whole
+
+    def write(path: Path, data: bytes) -> None:
+        assert not unfinished.exists()
+        written(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_whole", write)
+    path = Checkpoints(tmp_path).save(_after(1))
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_saving_does_not_change_the_run(tmp_path: Path) -> None:
     saving, other = scripted(6), _after(6)
     saving._announced = saving.agree(0, *_nothing()).next_batches
