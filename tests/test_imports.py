@@ -27,7 +27,9 @@ class Rule:
 # What all of esper above lockstep may use.
 GROUND = ("esper.errors", "esper.checks")
 # What a program says to lockstep, and what a rank needs besides.
-SPOKEN = tuple(f"esper.lockstep.{name}" for name in ("errors", "frames", "tags", "waiting", "watching"))
+SPOKEN = tuple(
+    f"esper.lockstep.{name}" for name in ("asking", "errors", "frames", "tags", "waiting", "watching")
+)
 # The longest package that fits a module rules it. One without a line here fails: a new package costs a line.
 RULES = (
     Rule(package="esper", may=("esper",)),

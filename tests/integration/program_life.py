@@ -25,7 +25,7 @@ from esper.distributed.digest import stable_digest
 from esper.distributed.telling import one_voice
 from esper.errors import NoCheckpoint
 from esper.training import Checkpoints, Trainer
-from esper.training.sameness import common_leaves
+from esper.training.sameness import common_state
 from tests.integration.miniature import miniature
 
 
@@ -60,7 +60,7 @@ def main() -> None:
         note("resumed")
         trainer.run(after_epoch=after_epoch)
         drawn = stable_digest("drawn", torch.get_rng_state().tolist())
-        end = f"{trainer.model.fingerprint():x} {digest_of(list(common_leaves(trainer))):x} {drawn:x}"
+        end = f"{trainer.model.fingerprint():x} {digest_of(common_state(trainer)):x} {drawn:x}"
     if mode == "doomed" and chosen[attempt : attempt + 1] == [rank]:
         signal.pause()
     dist.barrier()

@@ -14,6 +14,7 @@ rank and not yet on another.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ import torch.distributed as dist
 from esper.distributed.board import Board
 from esper.distributed.divergence import ranks_text
 from esper.errors import AgreementDeadline
-from esper.lockstep import awaiting
+from esper.lockstep import ask, awaiting
 
 # How long a slice is; also how soon Ctrl-C is answered, since Python runs no signal handler inside a wait.
 POLL = 0.02
@@ -34,7 +35,11 @@ _SLICE = timedelta(seconds=POLL)
 DIAGNOSIS = 0.3
 # How long the others wait for rank 0's report after their own barrier failed.
 REPORT = 0.1
+# How long lockstep's answer is waited for after the barrier, in whose time it should have come.
+ANSWER = 0.05
 
+# What monitored_barrier says on rank 0, by ranks of its group.
+_FAILED = re.compile(r"Ranks ([\d, ]+) failed")
 _HELD, _CALLED_OFF = "held", "called off"
 
 
@@ -49,6 +54,7 @@ class Report:
     late: tuple[int, ...]  # came after the exchange was called off
     barrier: str  # what monitored_barrier said to the writer, "" if it passed
     store_silent: bool = False  # then nobody knows who came
+    lockstep: str = ""  # its sentence, where the job runs under it and there is one
 
     def error(self) -> AgreementDeadline:
         """The error that every rank raises, with the same text."""
@@ -60,6 +66,8 @@ class Report:
             lines.append(f"{ranks_text(self.late)} came after that")
         if self.barrier:
             lines.append(f"monitored_barrier: {self.barrier}")
+        if self.lockstep:
+            lines.append(f"lockstep: {self.lockstep}")
         return "\n".join(lines)
 
     def _who(self) -> str:
@@ -92,6 +100,7 @@ class Deadline:
         self._seconds, self._clock = seconds, clock
         self._entered = clock()
         self._round = 0
+        self._answer: Callable[[float], str | None] = lambda within: None
         self.called_off = False  # this rank has given up on an operation, which is still under way
 
     def wait(self, work: dist.Work, where: str) -> None:
@@ -105,9 +114,13 @@ class Deadline:
         quiet_until = self._entered + self._seconds / 2
         self._entered = begun
         self._round += 1
-        late = begun >= quiet_until and self._called_off()
-        if late or not self._complete(work, begun + self._seconds, quiet_until):
-            self._give_up(where, late)
+        if begun >= quiet_until and self._called_off():
+            self._give_up(where, late=True)
+        try:
+            with awaiting(work):
+                self._complete(work, begun + self._seconds, quiet_until)
+        except _CalledOffError:
+            self._give_up(where, late=False)
 
     def muster(self, arrival: dist.Work | None, where: str) -> None:
         """Collective: every rank, same order. Waits for `arrival`, then runs `monitored_barrier`, before an
@@ -123,29 +136,47 @@ class Deadline:
             self._board.settle(self._key("verdict"), _CALLED_OFF)
             self._give_up(where, late=False)
 
-    def _complete(self, work: dist.Work, until: float, quiet_until: float) -> bool:
-        """Whether the operation got done, by a verdict that is the same on every rank."""
-        now = until - self._seconds
-        with awaiting(work):
-            while True:
-                done = _done_within(work, until - now)
-                now = self._clock()
-                if done:
-                    return now < quiet_until or self._board.settle(self._key("verdict"), _HELD) != _CALLED_OFF
-                if now >= until:
-                    if self._board.settle(self._key("verdict"), _CALLED_OFF) != _HELD:
-                        return False
-                    # Another rank has it complete, so it is about to be complete here.
-                    until = float("inf")
-                elif now >= quiet_until and self._called_off():
-                    return False
+    def _complete(self, work: dist.Work, until: float, quiet_until: float) -> None:
+        """Return when the operation got done, by a verdict that is the same on every rank.
+
+        Raises _CalledOffError otherwise.
+        """
+        now, announced = until - self._seconds, False
+        while True:
+            done = _done_within(work, until - now)
+            now = self._clock()
+            if done:
+                if now < quiet_until or self._board.settle(self._key("verdict"), _HELD) != _CALLED_OFF:
+                    return
+                raise _CalledOffError
+            if now >= until:
+                if self._board.settle(self._key("verdict"), _CALLED_OFF) != _HELD:
+                    self._ask()
+                    raise _CalledOffError
+                # Another rank has it complete, so it is about to be complete here.
+                until = float("inf")
+            elif now >= quiet_until:
+                if not announced:
+                    # Long before anybody asks who came: one that has no processor then is not missing.
+                    self._announce("waiting")
+                    announced = True
+                if self._called_off():
+                    self._ask()
+                    raise _CalledOffError
+
+    def _ask(self) -> None:
+        # Half the deadline: who has called the exchange off has waited for all of it, others came later.
+        self._answer = ask(self._seconds / 2)
+
+    def _announce(self, how: str) -> None:
+        self._board.settle(self._key(f"here/{self._rank}"), how)
 
     def _called_off(self) -> bool:
         return self._board.read(self._key("verdict")) == _CALLED_OFF
 
     def _give_up(self, where: str, late: bool) -> NoReturn:
         self.called_off = True
-        self._board.settle(self._key(f"here/{self._rank}"), "late" if late else "waiting")
+        self._announce("late" if late else "waiting")
         report = self._board.read(self._key("report"))
         if report is None:
             barrier = self._barrier()
@@ -172,22 +203,39 @@ class Deadline:
         return report
 
     def _settle_report(self, where: str, barrier: str) -> str:
+        before = self._board.unanswered
         answers = {rank: self._board.read(self._key(f"here/{rank}")) for rank in self._ranks}
-        silent = self._board.silent
+        silent = self._board.unanswered > before
+        passed = self._passed(barrier)
         mine = Report(
             where=where,
             seconds=self._seconds,
             world_size=len(self._ranks),
-            missing=() if silent else tuple(rank for rank in self._ranks if answers[rank] is None),
+            missing=()
+            if silent
+            else tuple(rank for rank in self._ranks if answers[rank] is None and rank not in passed),
             late=tuple(rank for rank in self._ranks if answers[rank] == "late"),
             barrier=barrier,
             store_silent=silent,
+            lockstep=self._answer(ANSWER) or "",
         )
         text = json.dumps(asdict(mine))
         return self._board.settle(self._key("report"), text) or text
 
+    def _passed(self, barrier: str) -> frozenset[int]:
+        """The ranks that the barrier has seen: the word of one that waits for a processor may come later."""
+        found = _FAILED.search(barrier)
+        if found is None or self._rank != self._ranks[0]:
+            return frozenset()
+        failed = {int(rank) for rank in found[1].split(",")}
+        return frozenset(rank for at, rank in enumerate(self._ranks) if at not in failed)
+
     def _key(self, name: str) -> str:
         return f"{self._round}/{name}"
+
+
+class _CalledOffError(Exception):
+    """Leaves a wait, which has failed then and is not over."""
 
 
 def _done_within(work: dist.Work, seconds: float) -> bool:

@@ -3,6 +3,7 @@
 Importing this package is cheap and does not import torch: `tag` costs nanoseconds until a rank records.
 """
 
+from esper.lockstep.asking import ask
 from esper.lockstep.errors import DivergenceError, FieldDifference, LedgerError
 from esper.lockstep.report.diagnosis import Diagnosis, Report
 from esper.lockstep.tags import tag
@@ -15,6 +16,7 @@ __all__ = [
     "FieldDifference",
     "LedgerError",
     "Report",
+    "ask",
     "awaiting",
     "tag",
     "watch",

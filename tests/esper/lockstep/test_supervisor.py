@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from esper.lockstep.proof.finding import Patience
+from esper.lockstep.rank.questions import asker_of
 from esper.lockstep.rank.recorder import GroupRecord, Recorder
+from esper.lockstep.record.answers import read_answer
 from esper.lockstep.record.entry import Flag, Kind
 from esper.lockstep.record.ledger import Ledger
 from esper.lockstep.record.reader import LedgerReader
@@ -85,6 +87,42 @@ def test_who_is_guilty_is_not_waited_for(
     assert diagnosis is not None
     assert (diagnosis.kind, diagnosis.guilty) == ("exited", (1,))
     assert supervisor.poll() is diagnosis
+
+
+def test_a_rank_that_asks_is_told_by_its_own_patience_and_nobody_is_judged(
+    tmp_path: Path, ledgers: list[Ledger], sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    supervisor = Supervisor(tmp_path, [one.pid for one in sleepers], patience=ENDLESS)
+    while any(state(one.pid) != "S" for one in sleepers):
+        pass  # one that is kept from a processor is not late
+    enters(ledgers[0])
+    enters(ledgers[2])
+    hopeful = asker_of(Recorder(ledgers[0]))(60.0)
+    assert hopeful(0.0) is None  # nobody has looked yet
+    assert supervisor.poll() is None
+    assert hopeful(0.0) is None
+    assert read_answer(tmp_path, 0, 2) == ""
+    answers = [asker_of(Recorder(ledgers[rank]))(0.0) for rank in (0, 2)]
+    assert supervisor.poll() is None
+    told = {answer(0.0) for answer in answers}
+    assert len(told) == 1
+    assert str(told.pop()).startswith("rank 1 is late for all_reduce #0: frozen\n")
+    assert supervisor.diagnosis is None
+    assert not sleepers[1].poll()
+
+
+def test_a_rank_that_asks_after_the_verdict_of_an_observed_run_is_told_that(
+    tmp_path: Path, ledgers: list[Ledger], sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    supervisor = Supervisor(tmp_path, [one.pid for one in sleepers], patience=ENDLESS)
+    enters(ledgers[0])
+    enters(ledgers[2])
+    Recorder(ledgers[1]).leaving(1)
+    diagnosis = supervisor.poll()
+    assert diagnosis is not None
+    answer = asker_of(Recorder(ledgers[2]))(60.0)
+    assert supervisor.poll() is diagnosis
+    assert answer(0.0) == diagnosis.message
 
 
 def test_only_what_follows_the_begin_of_its_name_counts(

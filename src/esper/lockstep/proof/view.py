@@ -37,6 +37,7 @@ class RankView:
     exit: Entry | None = None
     destroyed: dict[str, Entry] = field(default_factory=dict)
     faults: list[Entry] = field(default_factory=list)
+    questions: list[Entry] = field(default_factory=list)  # not answered yet
     last: Entry | None = None
     last_of_thread: dict[int, Entry] = field(default_factory=dict)
     # Groups whose other members are not known, and what the rank is there; and what it has entered there.
@@ -69,6 +70,8 @@ class RankView:
                 self.exit = entry
             case Kind.FAULT:
                 self.faults.append(entry)
+            case Kind.QUESTION:
+                self.questions.append(entry)
             case Kind.OVER:
                 self.over = entry
             case _:

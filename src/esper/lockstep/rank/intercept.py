@@ -14,11 +14,12 @@ from typing import Any
 
 import torch.distributed as dist
 
-from esper.lockstep import tags, waiting
+from esper.lockstep import asking, tags, waiting
 from esper.lockstep.rank.groups import Groups, patch
 from esper.lockstep.rank.hooks import check_hooks
 from esper.lockstep.rank.interposer import After, Interposer
 from esper.lockstep.rank.kernel import Kernels
+from esper.lockstep.rank.questions import asker_of
 from esper.lockstep.rank.recorder import Recorder
 from esper.lockstep.rank.replicas import Replicas
 from esper.lockstep.rank.works import Works
@@ -64,11 +65,13 @@ class Interception:
                 self._undo.append(patch(holder, name, self._brings_threads(getattr(holder, name))))
         self.groups.install(lambda default, frame: self.replicas.audit("destroy", default, frame))
         self.replicas.install()
+        asking.set_asker(asker_of(self.recorder))
         tags.set_recording(True)
 
     def uninstall(self) -> None:
         """Put everything back as it was."""
         tags.set_recording(False)
+        asking.set_asker(None)
         self.replicas.uninstall()
         self.groups.uninstall()
         while self._undo:
@@ -109,6 +112,7 @@ class Interception:
         self.recorder.detach()
         self.works.known.clear()
         tags.set_recording(False)
+        asking.set_asker(None)
         waiting.set_observer(None)
 
     def _brings_threads(self, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,6 +21,7 @@ class Kind(IntEnum):
     OVER = 5
     BEGIN = 6
     AUDIT = 8
+    QUESTION = 9  # the rank gives up on a wait of its own and wants to know why; its patience in the detail
     FAULT = 7  # something outside the program was done to it: what, in the detail
 
 

@@ -17,6 +17,7 @@ from esper.lockstep.proof.prove import only_time_decides, prove
 from esper.lockstep.proof.suspicion import late
 from esper.lockstep.proof.view import Ended, View
 from esper.lockstep.rank.stacks import stack_path
+from esper.lockstep.record.answers import write_answer
 from esper.lockstep.record.audits import read_audit
 from esper.lockstep.record.entry import Entry, Kind, Site, Times
 from esper.lockstep.record.reader import LedgerReader
@@ -47,6 +48,9 @@ _ANSWER_WITHIN = 0.2
 _LOOK_WITHIN = 0.05
 # A killed process with gigabytes to give back took 70 ms; one that can't end must not hold a verdict up.
 _REAPED_WITHIN = 1.0
+# Ranks that give up on one wait ask within so many seconds, and are told the same: a look at a guilty rank's
+# line for each of them would come too late for the last.
+_ONE_OCCASION = 1.0
 
 
 class Supervisor:
@@ -89,6 +93,7 @@ class Supervisor:
         self._next_proof = 0.0
         self.next_poll = _POLL  # seconds that its caller may let pass until then
         self.diagnosis: Diagnosis | None = None
+        self._said = 0.0, ""  # when, to those who asked
         self.decided_at = 0.0  # CLOCK_MONOTONIC, with the diagnosis
         self.broken: str | None = None  # traceback of our own failure: the run is then inconclusive
 
@@ -102,9 +107,13 @@ class Supervisor:
 
     def poll(self, *, final: bool = False) -> Diagnosis | None:
         """Read what is new and prove; the first diagnosis stays. `final`: nobody will write anything more."""
-        if self.diagnosis is None:
-            self._guarded(partial(self._poll, final))
+        self._guarded(partial(self._poll, final) if self.diagnosis is None else self._go_on)
         return self.diagnosis
+
+    def _go_on(self) -> None:
+        """An observed run goes on after its diagnosis, and may come to ask."""
+        self.read()
+        self._answer()
 
     def _guarded(self, look: Callable[[], object]) -> None:
         if self.broken is not None:
@@ -122,6 +131,7 @@ class Supervisor:
 
     def _poll(self, final: bool) -> Diagnosis | None:
         moved = self.read()
+        self._answer()
         now = time.monotonic()
         if not (moved or final or now >= self._next_proof):
             return None
@@ -134,24 +144,57 @@ class Supervisor:
         finding = prove(self.view, now, self.patience, final=final)
         if finding is None and not moved and not final:
             self._late.follow(late(self.view, self.view.waits(), now), now)
-        if finding is None or not self._confirmed(finding, final) or (not final and self._held(finding, now)):
+        if (
+            finding is None
+            or not self._confirmed(finding, self.patience, final)
+            or (not final and self._held(finding, now))
+        ):
             return None
-        decided = self.decided_at = time.monotonic()
-        finding = self._with_evidence(finding)
-        self.diagnosis = diagnosis_of(
+        self.decided_at = time.monotonic()
+        self.diagnosis = self._diagnosed(finding, self.decided_at, wake=self._wake)
+        return self.diagnosis
+
+    def _diagnosed(self, finding: Finding, decided: float, *, wake: bool) -> Diagnosis:
+        finding = self._with_evidence(finding, wake=wake)
+        return diagnosis_of(
             finding,
             decided=decided,
             last_settled=self.view.matching.last_settled(finding.group.removeprefix("p2p:")),
         )
-        return self.diagnosis
 
-    def _confirmed(self, finding: Finding, final: bool) -> bool:
+    def _answer(self) -> None:
+        """Tell the ranks that have asked. Nothing comes of it here: what is late by their patience is a
+        verdict by ours only.
+        """
+        for seen in self.view.ranks:
+            while seen.questions:
+                question = seen.questions.pop(0)
+                patience = float(question.detail.get("patience", self.patience.running))
+                write_answer(self.run_dir, seen.rank, question.number, self._sentence(patience))
+
+    def _sentence(self, patience: float) -> str:
+        """What could be said with so much patience at most; "" for nothing."""
+        if self.diagnosis is not None:
+            return self.diagnosis.message
+        now = time.monotonic()
+        said_at, said = self._said
+        if said and now - said_at < _ONE_OCCASION:
+            return said
+        asked = Patience(min(patience, self.patience.running), min(patience, self.patience.stopped))
+        finding = prove(self.view, now, asked)
+        if finding is None or not self._confirmed(finding, asked, final=False):
+            return ""
+        text = self._diagnosed(finding, now, wake=False).message  # the run goes on, as it was
+        self._said = now, text
+        return text
+
+    def _confirmed(self, finding: Finding, patience: Patience, final: bool) -> bool:
         """Look once more: the ledgers were read one after the other, and the last may be older than the
         first.
         """
         if not self.read():
             return True
-        again = prove(self.view, time.monotonic(), self.patience, final=final)
+        again = prove(self.view, time.monotonic(), patience, final=final)
         return again is not None and (again.kind, again.group, again.sequence, again.guilty.keys()) == (
             finding.kind,
             finding.group,
@@ -215,7 +258,7 @@ class Supervisor:
                 self.view.fold(entries)
         return moved
 
-    def _with_evidence(self, finding: Finding) -> Finding:
+    def _with_evidence(self, finding: Finding, *, wake: bool) -> Finding:
         """Ask each guilty rank that lives and is in no collective for its current line, before anything is
         torn down.
         """
@@ -229,7 +272,7 @@ class Supervisor:
                     stack_path(self.run_dir, rank),
                     self._internal,
                     _ANSWER_WITHIN,
-                    wake=self._wake,
+                    wake=wake,
                 )
                 last = self.view.ranks[rank].last
                 guilty[rank] = Where(name, site=site or (last.site if last else None))
