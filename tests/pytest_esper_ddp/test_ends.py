@@ -131,3 +131,29 @@ def test_a_process_that_a_test_has_started_ends_with_its_ranks(inner: Inner) -> 
     )
     assert inner.run().passed == {"test_starts"}
     assert eventually(lambda: not inner.alive(), within=2), inner.alive()
+
+
+def test_a_rank_without_a_processor_is_waited_for_that_much_longer(inner: Inner) -> None:
+    inner.file(
+        """
+        import time
+
+        from pytest_esper_ddp.controller import world
+
+        world.kept_waiting = lambda pid: time.monotonic()  # no rank ever has one
+        """.replace("\n        ", "\n"),
+        "conftest.py",
+        head="",
+    )
+    inner.file(
+        """
+@pytest.mark.ddp(lockstep="off")
+def test_both_fail(ddp):
+    if ddp.rank == 1:
+        time.sleep(1.0)
+    raise ValueError(f"of rank {ddp.rank}")
+"""
+    )
+    told = inner.run().told("test_both_fail")
+    assert "rank 1: ValueError: of rank 1" in told
+    assert "after the first rank had failed" not in told

@@ -20,6 +20,7 @@ from esper.lockstep.rank.stacks import stack_path
 from esper.lockstep.record.reader import LedgerReader
 from esper.lockstep.report.diagnosis import Diagnosis, short_site
 from esper.lockstep.run.evidence import current_line
+from esper.lockstep.run.process import kept_waiting
 from esper.lockstep.run.supervisor import Supervisor
 from pytest_esper_ddp.controller.devices import backend_for, gpu_count
 from pytest_esper_ddp.controller.zygote import ZygoteClient
@@ -214,6 +215,7 @@ class _Test:
         self.result = Run(started=time.monotonic())
         self.deadline = self.result.started + timeout
         self.act_at: float | None = None
+        self.kept: dict[int, float] = {}  # then, by rank: how long each had been kept from a processor
         self.pending = set(range(world.key.world_size))
         self.supervisor = Supervisor(
             world.run_dir,
@@ -247,7 +249,7 @@ class _Test:
             if now >= self.deadline:
                 result.why_ended = "timeout"
                 break
-            if self.act_at is not None and now >= self.act_at:
+            if self.act_at is not None and now >= self.act_at and now >= self.act_at + self._starved():
                 break
         else:
             result.why_ended = None
@@ -304,6 +306,12 @@ class _Test:
         at = time.monotonic() + seconds
         if self.act_at is None or at < self.act_at:
             self.act_at, self.result.why_ended = at, why
+            self.kept = {rank: kept_waiting(self.world.pids[rank]) for rank in self.pending}
+
+    def _starved(self) -> float:
+        """The most seconds for which a rank that may still report has had no processor since."""
+        pids = self.world.pids
+        return max((kept_waiting(pids[rank]) - self.kept[rank] for rank in self.pending), default=0.0)
 
     def _conclude(self) -> None:
         result, supervisor = self.result, self.supervisor
