@@ -111,6 +111,18 @@ def test_a_rank_that_asks_is_told_by_its_own_patience_and_nobody_is_judged(
     assert not sleepers[1].poll()
 
 
+def test_an_answer_that_can_not_be_written_ends_nothing(
+    tmp_path: Path, ledgers: list[Ledger], sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    supervisor = Supervisor(tmp_path, [one.pid for one in sleepers], patience=ENDLESS)
+    enters(ledgers[0])
+    (tmp_path / "rank0.2.unfinished").mkdir()
+    answer = asker_of(Recorder(ledgers[0]))(60.0)
+    assert supervisor.poll() is None
+    assert supervisor.broken is None
+    assert answer(0.0) is None
+
+
 def test_a_rank_that_asks_after_the_verdict_of_an_observed_run_is_told_that(
     tmp_path: Path, ledgers: list[Ledger], sleepers: list[subprocess.Popen[bytes]]
 ) -> None:

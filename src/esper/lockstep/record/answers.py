@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -15,11 +16,12 @@ def read_answer(run_dir: Path, rank: int, number: int) -> str | None:
 
 
 def write_answer(run_dir: Path, rank: int, number: int, text: str) -> None:
-    """Answer it, once."""
+    """Answer it, once; not at all on a full disk, where the rank goes on without."""
     path = _path(run_dir, rank, number)
     unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
+    with suppress(OSError):
+        unfinished.write_text(text)
+        os.replace(unfinished, path)
 
 
 def _path(run_dir: Path, rank: int, number: int) -> Path:
