@@ -28,7 +28,8 @@ class Rule:
 GROUND = ("esper.errors", "esper.checks")
 # What a program says to lockstep, and what a rank needs besides.
 SPOKEN = tuple(
-    f"esper.lockstep.{name}" for name in ("asking", "errors", "frames", "tags", "waiting", "watching")
+    f"esper.lockstep.{name}"
+    for name in ("asking", "building", "errors", "frames", "tags", "waiting", "watching")
 )
 # The longest package that fits a module rules it. One without a line here fails: a new package costs a line.
 RULES = (
