@@ -25,7 +25,7 @@ class Rule:
 
 
 # What all of esper above lockstep may use.
-GROUND = ("esper.errors", "esper.checks")
+GROUND = ("esper.errors", "esper.checks", "esper.scheduling")
 # What a program says to lockstep, and what a rank needs besides.
 SPOKEN = tuple(
     f"esper.lockstep.{name}"
@@ -44,6 +44,7 @@ RULES = (
     ),
     Rule(package="esper.errors", may=("esper.lockstep", "esper.errors")),
     Rule(package="esper.checks", may=GROUND),
+    Rule(package="esper.scheduling", may=()),
     Rule(package="esper.lifecycle", may=(*GROUND, "esper.lifecycle")),
     Rule(package="esper.model", may=(*GROUND, "esper.lifecycle", "esper.model")),
     Rule(package="esper.control", may=(*GROUND, "esper.lifecycle", "esper.control")),
@@ -53,7 +54,11 @@ RULES = (
     Rule(package="esper.training", may=("esper",)),
     Rule(package="esper.cli", may=("esper",)),
     Rule(package="esper.__main__", may=("esper",)),
-    Rule(package="pytest_esper_ddp", may=("pytest_esper_ddp", "esper.lockstep"), never=()),
+    Rule(
+        package="pytest_esper_ddp",
+        may=("pytest_esper_ddp", "esper.lockstep", "esper.scheduling"),
+        never=(),
+    ),
     Rule(
         package="pytest_esper_ddp.faults.lifecycle",
         may=("pytest_esper_ddp", "esper.lockstep"),

@@ -18,6 +18,8 @@ import torch._dynamo  # which DDP and optimizers import at their first use, 2 s 
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore
 
+from esper.scheduling import yield_to_running
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -66,6 +68,7 @@ def _receive(end: Connection, rank: int, until: float) -> Outcome:
 
 def _rank(body: Callable[[int], Any], rank: int, world_size: int, store: Path, end: Connection) -> None:
     torch.set_num_threads(1)
+    yield_to_running()
     dist.init_process_group(
         "gloo",
         store=FileStore(str(store), world_size),

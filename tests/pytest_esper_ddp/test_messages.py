@@ -34,6 +34,7 @@ MESSAGES = (
     Preload("torch._dynamo"),
     Collect({"verbose": 1}, ("test_it.py",), "/"),
     ForkWorld(
+        number=1,
         world_size=2,
         run_dir=Path("run"),
         base_temp=Path("temp"),
@@ -41,7 +42,7 @@ MESSAGES = (
         init=True,
         lockstep=True,
         seed=0,
-        environment={"MASTER_PORT": "1"},
+        store_port=1,
     ),
     Collected({"test_it.py::test": "digest"}, threads=1, errors=""),
     Forked((10, 11)),

@@ -14,14 +14,14 @@ class GradientLog:
 
     def __init__(self, model: GrownModel, slot_ids: Sequence[str]) -> None:
         """Raises UnknownSlot."""
-        self._model = model
         self._slots = [(slot_id, model.slots[slot_id]) for slot_id in slot_ids]
+        self._host = tuple(model.host.parameters()) if slot_ids else ()
         self._rows: list[Tensor] = []
         self._sizes: list[tuple[int, list[tuple[str, int, int]]]] = []
 
     def read(self) -> None:
         """Take down the norms of the gradients that are there now; nothing of them is copied to the host."""
-        host = _gradients(self._model.host.parameters())
+        host = _gradients(self._host)
         seeds = [(slot_id, _gradients(slot.seed_parameters())) for slot_id, slot in self._slots]
         if not host or not any(gradients for _, gradients in seeds):
             return

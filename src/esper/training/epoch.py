@@ -36,7 +36,8 @@ def train_on(
 ) -> tuple[MetricSums, int]:
     """One optimiser step a batch; the sums over the samples and the number of steps taken.
 
-    `after_backward` is called with the gradients as the backward pass left them, before they are clipped.
+    `after_backward` is called with the gradients as the backward pass left them, before those of the
+    optimiser's parameters are clipped.
     Gradients that are not finite, as a seed's nan makes them, are not stepped on: the weights stay as they
     were, and the sums say it. Averaged gradients are the same on all ranks, so all leave the step out.
     BatchNorm's statistics saw the nan in the forward pass: where they are not finite any more they go back
@@ -47,7 +48,12 @@ def train_on(
     statistics = running_statistics(module)
     good = [tensor.clone() for tensor in statistics]
     sums, steps = MetricSums(), 0
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    parameters = [
+        parameter
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.requires_grad
+    ]
     for batch in batches:
         shadow = isinstance(batch, Shadow)
         inputs, classes = batch.batch if isinstance(batch, Shadow) else batch

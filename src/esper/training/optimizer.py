@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from esper.training.config import OptimizerConfig, OptimizerName
 
+_FUSED = frozenset({"cpu", "cuda"})  # where every version that is allowed here has such a step
+
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
     """The configured optimiser over `parameters`, in one group."""
+    current = list(parameters)
+    # A step of Adam in one go takes a quarter of the time that it takes tensor by tensor.
+    fused = all(parameter.device.type in _FUSED for parameter in current)
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": fused}
     if config.name is OptimizerName.ADAM:
-        return torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+        return torch.optim.Adam(current, **common)
+    return torch.optim.SGD(current, momentum=config.momentum, **common)
 
 
 def follow_parameters(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:

@@ -1,4 +1,4 @@
-"""The one loop: start -> train -> evaluate -> measure -> agree -> decide -> apply -> tick.
+"""The one loop: start -> train -> evaluate -> agree -> decide -> apply -> tick.
 
 Nothing before the agreement changes lifecycle state, and nothing after it looks at anything local to a rank,
 so a failed agreement leaves every slot as it was. The start is an exchange, too: what happened on one rank
@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from esper.control.actions import Decision
 from esper.control.heuristic import HeuristicController
@@ -125,8 +125,7 @@ class Trainer:
         self.start(epoch, module)
         train = self.train_epoch(epoch, module)
         self.average_buffers()
-        test = self.evaluate()
-        measurements = self.measure(test.accuracy)
+        test, measurements = self.evaluate()
         agreed = self.agree(epoch, train, test, measurements)
         self._announced = agreed.next_batches
         if agreed.fell_back:
@@ -219,21 +218,18 @@ class Trainer:
         """Collective: every rank, same order. Makes BatchNorm's statistics those of all ranks' batches."""
         average_statistics(self.model, lambda values: self.agreement.mean_(values, "buffers"))
 
-    def evaluate(self) -> MetricSums:
-        """Sums over this rank's part of the evaluation data."""
-        (sums,) = evaluate_on(self.model, self._on_device(self.task.test_batches()))
-        return sums
+    def evaluate(self) -> tuple[MetricSums, tuple[SlotMeasurement, ...]]:
+        """Sums over this rank's part of the evaluation data, and this rank's measurements, one a slot.
 
-    def measure(self, accuracy: float) -> tuple[SlotMeasurement, ...]:
-        """This rank's measurements, one a slot; `accuracy` is that of the whole model, in points."""
+        One pass over the data: without a seed the model is the same up to its slot.
+        """
         records = self.model.records()
         counting = counting_slots(records)
-        without: list[MetricSums] = []
-        if counting:
-            variants = [{slot_id: 0.0} for slot_id in counting]
-            without = evaluate_on(self.model, self._on_device(self.task.test_batches()), variants)
+        variants: list[dict[str, float | Tensor]] = [{}, *({slot_id: 0.0} for slot_id in counting)]
+        batches = self._on_device(self.task.test_batches())
+        whole, *without = evaluate_on(self.model, batches, variants)
         accuracies = {slot_id: sums.accuracy for slot_id, sums in zip(counting, without, strict=True)}
-        return measure_slots(records, self._trends, accuracies, accuracy)
+        return whole, measure_slots(records, self._trends, accuracies, whole.accuracy)
 
     def agree(
         self, epoch: int, train: MetricSums, test: MetricSums, measurements: tuple[SlotMeasurement, ...]

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from pytest_esper_ddp.controller import merge
+from pytest_esper_ddp.controller.store import Store
 from pytest_esper_ddp.controller.world import Run, World, WorldKey
 from pytest_esper_ddp.controller.zygote import ZygoteClient, mentions_ddp
 from pytest_esper_ddp.errors import HarnessError, MarkerError
@@ -53,7 +54,7 @@ class Session:
         self._next: dict[str, str | None] = {}
         self._keys: dict[str, WorldKey] = {}
         self._refused: dict[str, Exception] = {}
-        self._stores: list[Any] = []
+        self._store = Store()
         self._base: Path | None = None
 
     # Collection.
@@ -167,7 +168,7 @@ class Session:
                 self._base_dir(),
                 self._base_temp(),
                 self.settings.seed,
-                self._environment(key),
+                self._store.port,
             )
         try:
             world.wait_up()
@@ -176,22 +177,6 @@ class Session:
             world.end(soft=False)
             raise
         return world
-
-    def _environment(self, key: WorldKey) -> dict[str, str]:
-        """What an env:// program finds where the group is left to the test: a store that already listens."""
-        if key.init:
-            return {}
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-        store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
-        self._stores.append(store)
-        return {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(store.port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",
-            # A prefix of its own: keys of a former world must not be found again.
-            "TORCHELASTIC_RESTART_COUNT": str(len(self._stores)),
-        }
 
     def _load(self, data: Any) -> Any:
         return self.config.hook.pytest_report_from_serializable(config=self.config, data=data)
@@ -222,7 +207,7 @@ class Session:
         if self._zygote is not None:
             self._zygote.close()
             self._zygote = None
-        self._stores.clear()
+        self._store.close()
         if self._base is not None:
             shutil.rmtree(self._base, ignore_errors=True)
             self._base = None

@@ -94,7 +94,7 @@ class World:
         base: Path,
         base_temp: Path,
         seed: int,
-        environment: Mapping[str, str],
+        store_port: int,
     ) -> None:
         number = next(_numbers)
         self.key, self.zygote = key, zygote
@@ -103,6 +103,7 @@ class World:
         pairs = [socket.socketpair() for _ in range(key.world_size)]
         self._channels = [ours for ours, _ in pairs]
         request = ForkWorld(
+            number=number,
             world_size=key.world_size,
             run_dir=self.run_dir,
             base_temp=base_temp / f"world{number}",
@@ -110,7 +111,7 @@ class World:
             init=key.init,
             lockstep=key.lockstep,
             seed=seed,
-            environment=environment,
+            store_port=store_port,
         )
         try:
             self.pids = zygote.fork(request, [theirs for _, theirs in pairs])

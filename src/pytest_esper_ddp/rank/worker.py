@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed import FileStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from esper.lockstep.errors import DivergenceError
 from esper.lockstep.frames import INTERNAL
@@ -92,10 +92,11 @@ class Worker:
             LOCAL_RANK=str(self.rank),
             WORLD_SIZE=str(world.world_size),
             LOCAL_WORLD_SIZE=str(world.world_size),
-            **world.environment,
         )
         if world.init:
             _join(world, self.rank)
+        else:
+            os.environ.update(_meeting_place(world))
 
     def _outcome(self, order: RunTest, snapshot: Snapshot) -> Outcome:
         try:
@@ -246,12 +247,25 @@ def _join(world: ForkWorld, rank: int) -> None:
         torch.cuda.set_device(device)
     dist.init_process_group(
         world.backend,
-        store=FileStore(str(world.run_dir / "store"), world.world_size),
+        store=PrefixStore(
+            f"world{world.number}", TCPStore("127.0.0.1", world.store_port, wait_for_workers=False)
+        ),
         rank=rank,
         world_size=world.world_size,
         timeout=_GROUP_TIMEOUT,
         device_id=device,
     )
+
+
+def _meeting_place(world: ForkWorld) -> dict[str, str]:
+    """What an env:// program finds where the group is left to the test: a store that already listens."""
+    return {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(world.store_port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        # A prefix of its own: keys of another world must not be found again.
+        "TORCHELASTIC_RESTART_COUNT": str(world.number),
+    }
 
 
 def _own_capture(config: pytest.Config) -> None:

@@ -22,6 +22,7 @@ import pytest
 
 from esper.lockstep.errors import StartError
 from esper.lockstep.rank.lineage import die_with_parent
+from esper.scheduling import yield_to_running
 from pytest_esper_ddp.markers import is_ddp
 from pytest_esper_ddp.wire.channel import Closed, receive, send
 from pytest_esper_ddp.wire.messages import Broken, Collect, Collected, Exited, Forked, ForkWorld, Preload
@@ -167,6 +168,7 @@ def main() -> None:
     die_with_parent(int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's to handle
     os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
+    yield_to_running()  # ranks inherit it: there are often more of them than cores
     try:
         import torch
         import torch.distributed

@@ -32,6 +32,7 @@ class Collect:
 class ForkWorld:
     """Fork the ranks of a world; their ends of the socket pairs travel beside this message."""
 
+    number: int  # no other world of the session has it
     world_size: int
     run_dir: Path
     base_temp: Path
@@ -39,7 +40,7 @@ class ForkWorld:
     init: bool
     lockstep: bool
     seed: int
-    environment: Mapping[str, str]
+    store_port: int  # of the session's store, on the loopback interface
 
 
 # zygote -> controller; Broken also rank -> controller

@@ -92,7 +92,6 @@ def test_a_lifecycle_of_three_slots_costs_one_graph_a_configuration() -> None:
     assert (trainer.compiler.state, trainer.compiler.fallbacks) == (CompileState.COMPILED, 0)
 
     trainer.evaluate()
-    trainer.measure(50.0)
     with torch.no_grad():
         trainer.model(torch.zeros(2, 1, 4, 4), alpha_overrides={"r0c0": 0.5})
     assert len(get_compilation_metrics()) == graphs() == len(seen)

@@ -90,6 +90,9 @@ class _Trained:
         return values
 
 
+_Named = list[tuple[str, nn.Parameter]]
+
+
 class _Forwards:
     """How many that synchronise there were in one group: ranks count them alike."""
 
@@ -99,11 +102,10 @@ class _Forwards:
 class _Model:
     """One DDP model: the parameters that its reducer has, as they were at construction."""
 
-    def __init__(self, ddp: DistributedDataParallel, label: str, forwards: _Forwards) -> None:
+    def __init__(self, ddp: DistributedDataParallel, named: _Named, label: str, forwards: _Forwards) -> None:
+        """`named`: the parameters that the constructor was to look at."""
         self.ddp = weakref.ref(ddp)
         self.label, self.forwards = label, forwards
-        ignored = ddp.parameters_to_ignore
-        named = [(name, one) for name, one in ddp.module.named_parameters() if name not in ignored]
         self.registered = {id(one) for _, one in named if one.requires_grad}
         self.named = [(plain_name(name), one) for name, one in named if one.requires_grad]
         self._flags = [True] * len(self.named)
@@ -181,9 +183,9 @@ class Replicas:
             frame = sys._getframe(1)
             given = arguments.bind_partial(ddp, module, *args, **kwargs).arguments
             pairs_buffers = given.get("init_sync", True) or given.get(_BUFFERS_SYNC, True)
-            replicas._constructing(module, _group_of(given), frame, with_buffers=pairs_buffers)
+            named = replicas._constructing(module, _group_of(given), frame, with_buffers=pairs_buffers)
             construct(ddp, module, *args, **kwargs)
-            replicas._constructed(ddp)
+            replicas._constructed(ddp, named)
 
         models, is_compiling, now = self._by_ddp, torch.compiler.is_compiling, time.monotonic
         averaging, any_watched = torch.is_grad_enabled, watching.any_watched
@@ -229,17 +231,14 @@ class Replicas:
         if record is not None:
             self._audit_watched(source, record, self._recorder.site(frame))
 
-    def _constructing(self, module: nn.Module, group: Any, frame: FrameType, *, with_buffers: bool) -> None:
+    def _constructing(self, module: nn.Module, group: Any, frame: FrameType, *, with_buffers: bool) -> _Named:
         """Which parameters, in which order and shape: the same on all ranks, or the reducers pair
-        strangers.
+        strangers. The parameters that are not to be ignored.
         """
         record = self._groups.of(group)
         ignored = getattr(module, "_ddp_params_and_buffers_to_ignore", ())  # a rank's own shard, say
-        named = tuple(
-            (name, one.shape)
-            for name, one in module.named_parameters()
-            if one.requires_grad and name not in ignored
-        )
+        every = [(name, one) for name, one in module.named_parameters() if name not in ignored]
+        named = tuple((name, one.shape) for name, one in every if one.requires_grad)
         # Buffers that are sent from rank 0, now or at each forward, are paired by position, too.
         buffers = tuple(
             (name, one.shape)
@@ -261,12 +260,13 @@ class Replicas:
             detail=detail,
             site=self._recorder.site(frame),
         )
+        return every
 
-    def _constructed(self, ddp: DistributedDataParallel) -> None:
+    def _constructed(self, ddp: DistributedDataParallel, named: _Named) -> None:
         key = self._groups.of(ddp.process_group).key
         number = self._built[key] = self._built.get(key, -1) + 1
         forwards = self._forwards.setdefault(key, _Forwards())
-        self._by_ddp[id(ddp)] = _Model(ddp, f"DistributedDataParallel #{number}", forwards)
+        self._by_ddp[id(ddp)] = _Model(ddp, named, f"DistributedDataParallel #{number}", forwards)
         weakref.finalize(ddp, self._by_ddp.pop, id(ddp), None).atexit = False
 
     def _audit_forward(
