@@ -51,7 +51,7 @@ def lives(ranks: int, rounds: int) -> list[float]:
         folder = Path(name)
         file = folder / "test_life.py"
         file.write_text(FILE.format(count=SETTLING + rounds, ranks=ranks))
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", file]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", name]
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         subprocess.run(
             command,

@@ -15,11 +15,13 @@ None being one process: nothing asks whether torch.distributed is initialised.
 
 from __future__ import annotations
 
+import random
 import time
 
 import pytest
+import torch
 
-from esper.control import Decision, Germinate
+from esper.control import Decision, EpochSignals, Germinate
 from esper.errors import AgreementDeadline, LifecycleDivergence
 from esper.lifecycle import Stage
 from pytest_esper_ddp.handle import DDP
@@ -58,6 +60,47 @@ def test_a_verdict_that_one_rank_would_not_give_is_told_and_counted(ddp: DDP) ->
     assert history.dissents == 1
     (dissent,) = history.epochs[5].dissent
     assert str(dissent) == "G5 of r0c0 passed; by the own numbers of rank 2 it would have failed"
+
+
+class Drawing:
+    """Germinates a blueprint by lot; `own` bits in place of those that all ranks have."""
+
+    def __init__(self, own: int | None = None) -> None:
+        self.own = own
+        self.drawn: list[int] = []
+
+    def decide(self, signals: EpochSignals) -> Decision:
+        bits = signals.random_bits if self.own is None else self.own + signals.epoch
+        self.drawn.append(bits)
+        blueprint = random.Random(bits).choice(("norm", "attention", "conv_small", "conv_light", "depthwise"))
+        return Decision((Germinate("r0c0", blueprint),)) if signals.epoch == 2 else Decision()
+
+
+@pytest.mark.ddp(4)
+def test_a_controller_that_draws_draws_alike_on_all_ranks(ddp: DDP) -> None:
+    torch.manual_seed(ddp.rank)
+    random.seed(ddp.rank)
+    controller = Drawing()
+    with miniature(ddp.rank, 4, epochs=4, controller=controller) as trainer:
+        trainer.run()
+        ddp.assert_same([alike(trainer), controller.drawn])
+    assert len(set(controller.drawn)) == 4
+    again = Drawing()
+    with miniature(ddp.rank, 4, epochs=4, controller=again) as trainer:
+        trainer.run()
+    assert again.drawn == controller.drawn
+
+
+@pytest.mark.ddp(4)
+def test_a_controller_with_bits_of_its_own_is_named(ddp: DDP) -> None:
+    # The blueprints by lot of bits 2, 3, 4, 5 are not all the same.
+    with (
+        miniature(ddp.rank, 4, epochs=4, controller=Drawing(ddp.rank)) as trainer,
+        pytest.raises(LifecycleDivergence, match="decision") as raised,
+    ):
+        trainer.run()
+    ddp.assert_same(str(raised.value))
+    assert trainer.model.slots["r0c0"].stage is Stage.DORMANT
 
 
 @pytest.mark.parametrize("missing", [(0,), (2,), (0, 3), (1, 2)], ids=str)

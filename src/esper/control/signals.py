@@ -26,12 +26,17 @@ class SlotView:
 
 @dataclass(frozen=True, slots=True)
 class EpochSignals:
-    """One epoch as a controller sees it. Histories end with this epoch, oldest first; accuracy in points."""
+    """One epoch as a controller sees it. Histories end with this epoch, oldest first; accuracy in points.
+
+    A controller that draws seeds its generator with `random_bits`, 64 bits that are the same on every rank
+    and others in each epoch; one that drew from a rank's own generator would decide otherwise there.
+    """
 
     epoch: int
     losses: tuple[float, ...]
     accuracies: tuple[float, ...]
     slots: tuple[SlotView, ...]  # forward order
+    random_bits: int = 0
 
     @classmethod
     def of(
@@ -41,6 +46,7 @@ class EpochSignals:
         accuracies: Sequence[float],
         records: Sequence[SlotRecord],
         measurements: Sequence[SlotMeasurement],
+        random_bits: int = 0,
     ) -> "EpochSignals":
         """Signals from the agreed histories and, in forward order, the slots' records and mean measurements.
 
@@ -50,7 +56,7 @@ class EpochSignals:
             SlotView(record, measurement, _improvement(accuracies, record.epochs_in_stage))
             for record, measurement in zip(records, measurements, strict=True)
         )
-        return cls(epoch, tuple(losses), tuple(accuracies), views)
+        return cls(epoch, tuple(losses), tuple(accuracies), views, random_bits)
 
     @property
     def train_loss(self) -> float:

@@ -25,6 +25,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 INTERNAL: tuple[str, ...] = (
     _HERE,
     *_places("torch"),
+    *_places("esper.distributed"),  # its exchanges are the caller's
     contextlib.__file__,
     *_places("typing_extensions"),  # of functions that torch has deprecated
     os.path.join(_STDLIB, "typing.py"),

@@ -225,7 +225,7 @@ class Trainer:
         """
         records = self.model.records()
         counting = counting_slots(records)
-        variants: list[dict[str, float | Tensor]] = [{}, *({slot_id: 0.0} for slot_id in counting)]
+        variants: list[Mapping[str, float | Tensor]] = [{}, *[{slot_id: 0.0} for slot_id in counting]]
         batches = self._on_device(self.task.test_batches())
         whole, *without = evaluate_on(self.model, batches, variants)
         accuracies = {slot_id: sums.accuracy for slot_id, sums in zip(counting, without, strict=True)}
@@ -277,6 +277,7 @@ class Trainer:
             [*(result.accuracy for result in self.history.epochs), agreed.test.accuracy],
             agreed.records[0].slots,
             agreed.measurements,
+            agreed.random_bits,
         )
         decision = self.controller.decide(self._signals)
         self._previous_decision = decision.digest()

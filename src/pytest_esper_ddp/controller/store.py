@@ -25,15 +25,16 @@ class Store:
             with socket.socket() as loopback:  # torch's own would listen to the whole network
                 loopback.bind(("127.0.0.1", 0))
                 loopback.listen(socket.SOMAXCONN)
+                host, port = loopback.getsockname()
                 self._server = TCPStore(
-                    *loopback.getsockname(),
-                    None,
-                    True,
+                    host,
+                    port,
+                    is_master=True,
                     wait_for_workers=False,
                     master_listen_fd=loopback.detach(),
                 )
-        port: int = self._server.port
-        return port
+        number: int = self._server.port
+        return number
 
     def close(self) -> None:
         """End the server; ranks are gone by now."""

@@ -106,13 +106,13 @@ def _local_verdict(once: Once) -> list[Patch]:
     from esper.training import Trainer
 
     def wrapper(original: Function) -> Function:
-        def measure(trainer: Any, *given: Any) -> Any:
-            measured = original(trainer, *given)
-            return tuple(SlotMeasurement() for _ in measured) if once.now() else measured
+        def evaluate(trainer: Any) -> Any:
+            whole, measured = original(trainer)
+            return whole, tuple(SlotMeasurement() for _ in measured) if once.now() else measured
 
-        return measure
+        return evaluate
 
-    return [(Trainer, "measure", wrapper)]
+    return [(Trainer, "evaluate", wrapper)]
 
 
 def _other_blueprint(once: Once) -> list[Patch]:

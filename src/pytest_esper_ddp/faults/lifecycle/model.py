@@ -102,7 +102,7 @@ def _override_alone(once: Once) -> list[Patch]:
             alpha = trainer.model.alphas[trainer.model.slot_ids.index(slot.slot_id)]
             alpha.fill_(0.25 if alpha.item() != 0.25 else 0.75)
 
-    return [(Trainer, "measure", after(keep))]
+    return [(Trainer, "evaluate", after(keep))]
 
 
 def _restore_alone(once: Once) -> list[Patch]:
