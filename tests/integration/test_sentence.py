@@ -61,6 +61,7 @@ def test_under_the_plugin(ddp: DDP, monkeypatch: pytest.MonkeyPatch) -> None:
     assert barrier.startswith("monitored_barrier: ")
     assert late.startswith("lockstep: rank 2 is late for all_to_all #2 of group ")
     assert waiting.startswith("  ranks 0, 1, 3 wait in all_to_all #2 of group ")
+    assert "test_sentence.py:" in waiting
     assert where.startswith("  rank 2 is ")
     assert "test_sentence.py:" in where
     assert where.endswith("  stays_away")

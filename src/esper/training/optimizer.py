@@ -16,12 +16,13 @@ _FUSED = frozenset({"cpu", "cuda"})  # where every version that is allowed here 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
     """The configured optimiser over `parameters`, in one group."""
     current = list(parameters)
-    # A step of Adam in one go takes a quarter of the time that it takes tensor by tensor.
-    fused = all(parameter.device.type in _FUSED for parameter in current)
-    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": fused}
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.name is OptimizerName.ADAM:
-        return torch.optim.Adam(current, **common)
-    return torch.optim.SGD(current, momentum=config.momentum, **common)
+        # In one go at a quarter of the time that it takes tensor by tensor. torch's SGD has that as well, but
+        # raises where some parameters have a momentum and others are new.
+        fused = all(parameter.device.type in _FUSED for parameter in current)
+        return torch.optim.Adam(current, **common, fused=fused)
+    return torch.optim.SGD(current, **common, momentum=config.momentum)
 
 
 def follow_parameters(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:

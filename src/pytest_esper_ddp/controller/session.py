@@ -168,7 +168,7 @@ class Session:
                 self._base_dir(),
                 self._base_temp(),
                 self.settings.seed,
-                self._store.port,
+                self._store if key.init else Store(),
             )
         try:
             world.wait_up()

@@ -1,4 +1,4 @@
-"""The store at which the ranks of every world of a session meet."""
+"""The store at which the ranks of a world meet."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 class Store:
     """A server in pytest's own process, which outlives each rank and is never forked.
 
+    Worlds share one under a prefix each; only a program that joins by env:// has no prefix in it.
     A file would do, but a rank that waits for another's key looks there every 10 ms: to meet takes two ranks
     12 ms and four 16, here 4 and 10, and each group that a test makes as much again.
     """
@@ -37,5 +38,5 @@ class Store:
         return number
 
     def close(self) -> None:
-        """End the server; ranks are gone by now."""
+        """End the server; its ranks are gone by now."""
         self._server = None

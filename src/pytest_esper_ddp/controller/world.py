@@ -23,6 +23,7 @@ from esper.lockstep.run.evidence import current_line
 from esper.lockstep.run.process import kept_waiting
 from esper.lockstep.run.supervisor import Supervisor
 from pytest_esper_ddp.controller.devices import backend_for, gpu_count
+from pytest_esper_ddp.controller.store import Store
 from pytest_esper_ddp.controller.zygote import ZygoteClient
 from pytest_esper_ddp.errors import HarnessError
 from pytest_esper_ddp.faults import FILES
@@ -94,10 +95,11 @@ class World:
         base: Path,
         base_temp: Path,
         seed: int,
-        store_port: int,
+        store: Store,
     ) -> None:
+        """`store` is this world's alone where the group is left to its test."""
         number = next(_numbers)
-        self.key, self.zygote = key, zygote
+        self.key, self.zygote, self._store = key, zygote, store
         self.run_dir = base / f"world{number}"
         self.run_dir.mkdir(mode=0o700)
         pairs = [socket.socketpair() for _ in range(key.world_size)]
@@ -111,7 +113,7 @@ class World:
             init=key.init,
             lockstep=key.lockstep,
             seed=seed,
-            store_port=store_port,
+            store_port=store.port,
         )
         try:
             self.pids = zygote.fork(request, [theirs for _, theirs in pairs])
@@ -175,6 +177,8 @@ class World:
             reader.close()
         for channel in self._channels:
             channel.close()
+        if not self.key.init:
+            self._store.close()
         shutil.rmtree(self.run_dir, ignore_errors=True)
 
     def _ended_by_themselves(self) -> bool:

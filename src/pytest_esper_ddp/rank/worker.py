@@ -263,8 +263,7 @@ def _meeting_place(world: ForkWorld) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(world.store_port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
-        # A prefix of its own: keys of another world must not be found again.
-        "TORCHELASTIC_RESTART_COUNT": str(world.number),
+        "TORCHELASTIC_RESTART_COUNT": "0",
     }
 
 

@@ -16,8 +16,8 @@ def test_watching_gradients_waits_for_no_device() -> None:
     """On the meta device there are no numbers, so reading one raises."""
     grown = model()
     bring(grown.slots["r0c0"], Stage.TRAINING)
-    watch = GradientWatch(grown, clip=5.0)
     grown.to("meta")
+    watch = GradientWatch(grown, clip=5.0)
     inputs = batch()[0].to("meta")
     for _ in range(2):
         torch.autograd.backward(grown(inputs).sum())
