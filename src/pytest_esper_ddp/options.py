@@ -68,6 +68,15 @@ def _seed(text: str) -> int:
     return value
 
 
+def _slots(text: str) -> int | None:
+    if text == "auto":
+        return None
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
 OPTIONS = (
     Option(
         "world_size",
@@ -82,10 +91,20 @@ OPTIONS = (
         "isolation", "pool", "|".join(ISOLATIONS), "whether ranks live on between tests", _one_of(*ISOLATIONS)
     ),
     Option("seed", "0", "N", "what the ranks' random generators start from at every test", _seed),
+    Option(
+        "slots",
+        "auto",
+        "N|auto",
+        "ranks that run tests at one time, over all sessions and workers of a user on this machine; "
+        "a larger world runs alone; auto: twice the processors, or the largest world of the session where "
+        "that is more",
+        _slots,
+    ),
 )
 _ACCEPTED = {
     "world_size": "integers >= 2, separated by commas",
     "seed": "an integer from 0 to 2**64 - 1",
+    "slots": "an integer >= 1, or auto",
     "timeout": "a number of seconds > 0",
 }
 
@@ -99,13 +118,14 @@ class Settings:
     timeout: float
     isolation: str
     seed: int
+    slots: int | None = None  # None: auto
 
     def header(self) -> str:
         """One line for the head of the session's output."""
         sizes = ",".join(map(str, self.world_sizes))
         return (
             f"ddp: world-size {sizes}, backend {self.backend}, timeout {self.timeout:g} s, "
-            f"isolation {self.isolation}, seed {self.seed}"
+            f"isolation {self.isolation}, seed {self.seed}, slots {self.slots or 'auto'}"
         )
 
 
@@ -129,6 +149,7 @@ def settings_of(config: pytest.Config) -> Settings:
         timeout=values["timeout"],
         isolation=values["isolation"],
         seed=values["seed"],
+        slots=values["slots"],
     )
 
 

@@ -58,10 +58,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, Any, Any]:
-    # Outermost: the wait for a world must not run inside pytest-timeout's clock for the item.
-    if is_ddp(item) and (session := item.config.stash.get(_SESSION, None)) is not None:
-        session.prepare(item)
-    return (yield)
+    session = item.config.stash.get(_SESSION, None)
+    if session is None or not is_ddp(item):
+        return (yield)
+    # Outermost: no wait for ranks may run inside pytest-timeout's clock for the item.
+    with session.prepared(item):
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)

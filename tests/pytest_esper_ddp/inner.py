@@ -15,6 +15,8 @@ from pathlib import Path
 
 # A bound that only a hang reaches; nothing is measured with it.
 LONG = 100.0
+# So many that no inner session waits for ranks of another, or of whatever else runs here.
+_ALONE = {"PYTEST_DDP_SLOTS": "500"}
 # Outcomes with their messages, uncut.
 _ALWAYS = ("-rpfEsxX", "-p", "no:cacheprovider")
 HEAD = """
@@ -92,7 +94,7 @@ class Inner:
         process = subprocess.Popen(
             [sys.executable, "-m", "pytest", *_ALWAYS, *arguments],
             cwd=self.folder,
-            env={**kept, "COLUMNS": "250", "ESPER_TEST_TOKEN": self.token, **(env or {})},
+            env={**kept, "COLUMNS": "250", "ESPER_TEST_TOKEN": self.token, **_ALONE, **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -105,6 +107,10 @@ class Inner:
         """Wait for a session's end."""
         text, errors = process.communicate(timeout=within)
         return Result(process.returncode, text, errors)
+
+    def eventually_exists(self, name: str) -> bool:
+        """Whether a file of this name comes to be in the folder."""
+        return eventually((self.folder / name).exists)
 
     def run(self, *arguments: str, env: Mapping[str, str] | None = None) -> Result:
         """A whole session."""

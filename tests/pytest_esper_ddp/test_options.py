@@ -25,6 +25,8 @@ WRONG = [
     ("seed", "x", "an integer from 0 to 2**64 - 1"),
     ("seed", "-1", "an integer from 0 to 2**64 - 1"),
     ("seed", str(2**64), "an integer from 0 to 2**64 - 1"),
+    ("slots", "0", "an integer >= 1, or auto"),
+    ("slots", "many", "an integer >= 1, or auto"),
 ]
 
 
@@ -58,16 +60,20 @@ def test_the_options_are_these() -> None:
         ("--ddp-timeout", "ddp_timeout", "PYTEST_DDP_TIMEOUT", "30"),
         ("--ddp-isolation", "ddp_isolation", "PYTEST_DDP_ISOLATION", "pool"),
         ("--ddp-seed", "ddp_seed", "PYTEST_DDP_SEED", "0"),
+        ("--ddp-slots", "ddp_slots", "PYTEST_DDP_SLOTS", "auto"),
     ]
 
 
 def test_what_holds_when_nothing_is_given() -> None:
-    assert astuple(resolve()) == ((2,), "gloo", 30.0, "pool", 0)
+    assert astuple(resolve()) == ((2,), "gloo", 30.0, "pool", 0, None)
 
 
 def test_the_header_shows_every_option() -> None:
     settings = resolve({"ddp_world_size": "2, 4", "ddp_timeout": "1.50", "ddp_seed": "7"})
-    assert settings.header() == "ddp: world-size 2,4, backend gloo, timeout 1.5 s, isolation pool, seed 7"
+    assert settings.header() == (
+        "ddp: world-size 2,4, backend gloo, timeout 1.5 s, isolation pool, seed 7, slots auto"
+    )
+    assert resolve({"ddp_slots": "8"}).header().endswith(", slots 8")
 
 
 def test_the_flag_comes_before_the_environment_and_that_before_ini(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def test_a_session_without_tests_on_ranks_starts_nothing_and_imports_no_torch(in
     inner.file(PLAIN, head="")
     result = inner.run()
     assert (result.passed, spied(inner)) == ({"test_plain"}, "0 False")
-    assert "ddp: world-size 2, backend gloo, timeout 30 s, isolation pool, seed 0" in result.text
+    assert "ddp: world-size 2, backend gloo, timeout 30 s, isolation pool, seed 0, slots 500" in result.text
     assert result.table == []
 
 

@@ -10,8 +10,8 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from pytest_esper_ddp.controller import merge
+from pytest_esper_ddp.controller.slots import Slots, processors
 from pytest_esper_ddp.controller.store import Store
 from pytest_esper_ddp.controller.world import Run, World, WorldKey
 from pytest_esper_ddp.controller.zygote import ZygoteClient, mentions_ddp
@@ -55,6 +56,7 @@ class Session:
         self._keys: dict[str, WorldKey] = {}
         self._refused: dict[str, Exception] = {}
         self._store = Store()
+        self._slots: Slots | None = None
         self._base: Path | None = None
 
     # Collection.
@@ -90,12 +92,19 @@ class Session:
 
     # Running.
 
-    def prepare(self, item: pytest.Item) -> None:
-        """Before any time-out of the item runs: wait for the zygote, and have its world stand."""
-        try:
-            self._world(item, scenario_of(item, self.settings))
-        except (MarkerError, HarnessError) as error:
-            self._refused[item.nodeid] = error
+    @contextmanager
+    def prepared(self, item: pytest.Item) -> Iterator[None]:
+        """Before any time-out of the item runs: wait for the zygote, for slots, and have its world stand."""
+        with ExitStack() as until_over:
+            try:
+                scenario = scenario_of(item, self.settings)
+                self._check_collected(item)
+                key = WorldKey.of(scenario)
+                until_over.enter_context(self._rank_slots().take(key.world_size, item.nodeid))
+                self._world(item, key)
+            except (MarkerError, HarnessError) as error:
+                self._refused[item.nodeid] = error
+            yield
 
     def run(self, item: pytest.Item) -> list[Any]:
         """Run an item on its ranks; the reports of it."""
@@ -105,7 +114,7 @@ class Session:
             return merge.errored(frame, str(refused))
         try:
             scenario = scenario_of(item, self.settings)
-            world = self._world(item, scenario)
+            world = self._world(item, WorldKey.of(scenario))
             run = self._run_in(world, item, scenario)
         except (MarkerError, HarnessError) as error:
             return merge.errored(frame, str(error))
@@ -146,7 +155,8 @@ class Session:
             self._worlds[world.key] = world
         return run
 
-    def _world(self, item: pytest.Item, scenario: Scenario) -> World:
+    def _check_collected(self, item: pytest.Item) -> None:
+        """Wait until the zygote can fork. Raises HarnessError when it has not what this process has."""
         if self._zygote is None:
             raise HarnessError(f"{item.nodeid} has a ddp marker, but had none when it was collected")
         collected = self._zygote.wait_collected()
@@ -159,9 +169,11 @@ class Session:
                 f"the test modules start {collected.threads - 1} thread(s) when they are imported, and "
                 "a process with threads can't be forked safely: start them in a fixture instead"
             )
-        key = WorldKey.of(scenario)
+
+    def _world(self, item: pytest.Item, key: WorldKey) -> World:
         world = self._worlds.get(key)
         if world is None:
+            assert self._zygote is not None, f"{item.nodeid} was not prepared"
             world = self._worlds[key] = World(
                 self._zygote,
                 key,
@@ -177,6 +189,21 @@ class Session:
             world.end(soft=False)
             raise
         return world
+
+    def _rank_slots(self) -> Slots:
+        if self._slots is None:
+            largest = max((key.world_size for key in self._keys.values()), default=1)
+            budget = self.settings.slots or max(largest, 2 * processors())
+            self._slots = Slots(budget, self._tell)
+        return self._slots
+
+    def _tell(self, text: str) -> None:
+        """Say it now: a worker of xdist has no terminal, but all of a session have one standard error."""
+        worker = getattr(self.config, "workerinput", {}).get("workerid")
+        capture = self.config.pluginmanager.getplugin("capturemanager")
+        with nullcontext() if capture is None else capture.global_and_fixture_disabled():
+            sys.stderr.write(f"\nddp{f' {worker}' if worker else ''}: {text}\n")
+            sys.stderr.flush()
 
     def _load(self, data: Any) -> Any:
         return self.config.hook.pytest_report_from_serializable(config=self.config, data=data)
@@ -208,6 +235,9 @@ class Session:
             self._zygote.close()
             self._zygote = None
         self._store.close()
+        if self._slots is not None:
+            self._slots.close()
+            self._slots = None
         if self._base is not None:
             shutil.rmtree(self._base, ignore_errors=True)
             self._base = None
