@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,26 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "esper-setup.json"
 UNFINISHED = VENV / "esper-setup.unfinished"
-EXTRAS = "train,test"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 GPU_PACKAGE = re.compile(r"^(nvidia|cuda|triton|pytorch-triton)(-|$)")
 GPU_BUILD = re.compile(r"\+(cu|rocm|xpu)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What an install is to hold; one that holds more serves as well."""
+
+    cuda: bool = False
+    clients: bool = False
+
+    @property
+    def extras(self) -> str:
+        """Those of pyproject.toml."""
+        return "train,test,zoo" if self.clients else "train,test"
+
+    def served_by(self, stamp: Mapping[str, Any]) -> bool:
+        """Whether an install with this stamp holds all of it."""
+        return bool(stamp["cuda"] >= self.cuda and stamp["clients"] >= self.clients)
 
 
 class SetupError(Exception):
@@ -43,14 +60,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--cuda", action="store_true", help="take a torch that was built with CUDA (several GB)"
     )
-    cuda: bool = parser.parse_args(argv).cuda
+    parser.add_argument(
+        "--clients", action="store_true", help="install the programs of other projects, too, that tests run"
+    )
+    wanted = Wanted(**vars(parser.parse_args(argv)))
     begun = time.monotonic()
     try:
-        if not is_stamped(cuda):
+        if not is_stamped(wanted):
             with one_at_a_time() as lock:
                 # Whoever held the lock before may have done all of it.
-                if not is_stamped(cuda):
-                    install(cuda, lock)
+                if not is_stamped(wanted):
+                    install(wanted, lock)
                     say(f"done in {time.monotonic() - begun:.0f} s")
                     return 0
     except SetupError as error:
@@ -63,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def install(cuda: bool, lock: int) -> None:
+def install(wanted: Wanted, lock: int) -> None:
     """Installs everything; the stamp is the last thing written and the first thing removed."""
     interrupted = UNFINISHED.exists()
     STAMP.unlink(missing_ok=True)
@@ -80,9 +100,9 @@ def install(cuda: bool, lock: int) -> None:
         add = [*pip, "install", "--quiet", "--no-input", "--constraint", str(CONSTRAINTS)]
         say("pip and setuptools")
         run([*add, "--upgrade", "pip", "setuptools"], lock)
-        install_torch(pip, add, cuda, lock)
-        say(f"the project with the extras {EXTRAS}")
-        run([*add, "--no-build-isolation", "--editable", f"{ROOT}[{EXTRAS}]"], lock)
+        install_torch(pip, add, wanted.cuda, lock)
+        say(f"the project with the extras {wanted.extras}")
+        run([*add, "--no-build-isolation", "--editable", f"{ROOT}[{wanted.extras}]"], lock)
         run([*pip, "check"], lock)
         build_kernel()
     except SetupError:
@@ -90,7 +110,7 @@ def install(cuda: bool, lock: int) -> None:
         UNFINISHED.unlink()
         raise
     partial = STAMP.with_suffix(".partial")
-    partial.write_text(json.dumps({"inputs": inputs(), "cuda": cuda}))
+    partial.write_text(json.dumps({"inputs": inputs(), **asdict(wanted)}))
     UNFINISHED.unlink()
     partial.replace(STAMP)
 
@@ -181,11 +201,11 @@ def usable() -> bool:
     return done.returncode == 0 and done.stdout.strip() == "{}.{}".format(*sys.version_info[:2])
 
 
-def is_stamped(cuda: bool) -> bool:
-    """Whether a finished install of these inputs is there; one with CUDA serves both."""
+def is_stamped(wanted: Wanted) -> bool:
+    """Whether a finished install of these inputs is there that holds what is wanted."""
     try:
         stamp = json.loads(STAMP.read_text())
-        return bool(PYTHON.exists() and stamp["inputs"] == inputs() and stamp["cuda"] >= cuda)
+        return bool(PYTHON.exists() and stamp["inputs"] == inputs() and wanted.served_by(stamp))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

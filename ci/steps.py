@@ -42,7 +42,11 @@ def stages(*, stress: bool) -> list[Stage]:
     layout = Step(name="format", module="ruff", args=("format", "--check"))
     types = Step(name="types", module="mypy")
     core = Step(name="tests of esper", module="pytest", args=("tests/esper", *chosen))
-    others = Step(name="other tests", module="pytest", args=("tests", "--ignore=tests/esper", *chosen))
+    others = Step(
+        name="other tests",
+        module="pytest",
+        args=("tests", "--ignore=tests/esper", "--ignore=tests/clients", *chosen),
+    )
     examples = Step(name="examples", module="pytest", args=("--ddp-world-size=4", "examples/", *chosen))
     # Either leaves a third of two cores idle, while ranks wait or one interpreter loads torch. The long runs
     # load the machine as they need it.
@@ -50,16 +54,23 @@ def stages(*, stress: bool) -> list[Stage]:
     return [(lint,), (layout,), (types,), *tests, (examples,)]
 
 
+CLIENTS: list[Stage] = [(Step(name="clients", module="pytest", args=("tests/clients",)),)]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ci/test", description="Lint, types and the whole test suite.")
     parser.add_argument(
         "--stress", action="store_true", help="the long runs, too, without the limit of 12 minutes"
     )
-    stress: bool = parser.parse_args(argv).stress
+    parser.add_argument("--clients", action="store_true", help="programs of other projects, and nothing else")
+    chosen = parser.parse_args(argv)
+    if chosen.clients and chosen.stress:
+        parser.error("--clients runs nothing else, so not with --stress")
+    plan = CLIENTS if chosen.clients else stages(stress=chosen.stress)
     # The steps run in sessions of their own, so whatever ends this process has to end them from here.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
-    return run_all(stages(stress=stress), limit=float("inf") if stress else 12 * 60)
+    return run_all(plan, limit=float("inf") if chosen.stress else 12 * 60)
 
 
 def run_all(plan: Sequence[Stage], *, limit: float) -> int:

@@ -112,12 +112,20 @@ class TestStamp:
     @pytest.mark.parametrize("text", ["", "[]", "{}", '{"inputs": 1}', '{"inputs": "0", "cuda": false}'])
     def test_a_torn_or_old_stamp_does_not_count(self, venv: Path, text: str) -> None:
         venv.write_text(text)
-        assert not install.is_stamped(cuda=False)
+        assert not install.is_stamped(install.Wanted())
 
     @pytest.mark.parametrize(("has", "asked", "serves"), [(0, 0, 1), (1, 1, 1), (1, 0, 1), (0, 1, 0)])
-    def test_an_install_with_cuda_serves_both(self, venv: Path, has: int, asked: int, serves: int) -> None:
-        venv.write_text(json.dumps({"inputs": install.inputs(), "cuda": bool(has)}))
-        assert install.is_stamped(cuda=bool(asked)) == bool(serves)
+    @pytest.mark.parametrize("what", ["cuda", "clients"])
+    def test_an_install_that_holds_more_serves_as_well(
+        self, venv: Path, what: str, has: int, asked: int, serves: int
+    ) -> None:
+        stamp = {"inputs": install.inputs(), "cuda": False, "clients": False}
+        venv.write_text(json.dumps({**stamp, what: bool(has)}))
+        assert install.is_stamped(install.Wanted(**{what: bool(asked)})) == bool(serves)
+
+    def test_programs_of_others_come_with_their_extra(self) -> None:
+        assert install.Wanted().extras == "train,test"
+        assert install.Wanted(clients=True).extras == "train,test,zoo"
 
     def test_a_changed_pin_is_noticed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         before = install.inputs()
@@ -211,9 +219,15 @@ class TestSteps:
         )
         esper, others, examples = (
             ("tests/esper",),
-            ("tests", "--ignore=tests/esper"),
+            ("tests", "--ignore=tests/esper", "--ignore=tests/clients"),
             ("--ddp-world-size=4", "examples/"),
         )
         assert plain == [[], [], [], [esper, others], [examples]]
         chosen = ("-m", "not nightly")
         assert stress == [[], [], [], [(*esper, *chosen)], [(*others, *chosen)], [(*examples, *chosen)]]
+
+    def test_clients_run_alone(self) -> None:
+        ((clients,),) = steps.CLIENTS
+        assert clients.args == ("tests/clients",)
+        with pytest.raises(SystemExit):
+            steps.main(["--clients", "--stress"])
