@@ -30,8 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.pluginmanager.hasplugin("esper-ddp-zygote"):
         from pytest_esper_ddp.controller.session import Session
 
-        config.stash[_SESSION] = Session(config, settings)
-        config.pluginmanager.register(_RunsOnRanks(), "esper-ddp-runner")
+        config.stash[_SESSION] = session = Session(config, settings)
+        config.pluginmanager.register(_RunsOnRanks(session), "esper-ddp-runner")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -92,16 +92,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 class _RunsOnRanks:
     """Registered beside this module, which already has a wrapper for the same hook."""
 
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-        session = item.config.stash.get(_SESSION, None)
-        if session is None or not is_ddp(item):
+        if not is_ddp(item):
             return None
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for report in [*session.run(item), *session.tear_down(item, nextitem)]:
+        for report in [*self.session.run(item), *self.session.tear_down(item, nextitem)]:
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.session.reported(report)
 
 
 @pytest.fixture

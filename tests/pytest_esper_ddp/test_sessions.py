@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -212,8 +213,10 @@ def of_module():
 
 @ddp2
 @pytest.mark.parametrize("number", range(5))
-def test_spread(ddp, of_module, number):
+def test_spread(ddp, of_module, number, record_property):
     of_module.append(number)
+    record_property("number", number)
+    record_property("seen by", ddp.rank)
     dist.barrier()
 
 @ddp2
@@ -238,11 +241,38 @@ def test_wrong(ddp): ...
 def test_with_xdist(inner: Inner) -> None:
     for name in ("test_one.py", "test_two.py", "test_three.py"):
         inner.file(SPREAD, name)
-    result = inner.run("-n", "2")
+    result = inner.run("-n", "2", "--junitxml=out.xml")
     assert result.text.rstrip().splitlines()[-1].startswith("=")
     assert re.search(r"= 3 failed, 21 passed, 3 errors in", result.text), result.text
     assert result.messages["test_failing"].startswith("rank 1: assert 1 != 1")
     assert "Traceback" not in result.text + result.errors
+    assert [row[:4] for row in result.table] == [
+        ["scenario", "fault", "outcome", "guilty"],
+        *[["fault", "skip on rank 1 (op barrier)", "missing", "1"]] * 3,
+    ]
+    properties = junit_properties(inner.folder / "out.xml")
+    seconds = [found.pop("ddp_seconds") for found in properties.values() if found]
+    assert all(0 < float(text) < 60 for text in seconds)
+    assert properties["test_spread[3]"] == {
+        "number": "3",
+        "seen by": "0 and 1",
+        "ddp_world_size": "2",
+        "ddp_kind": "healthy",
+    }
+    assert properties["test_failing"] == {"ddp_world_size": "2", "ddp_kind": "failed", "ddp_rank": "1"}
+    assert properties["test_fault"] == {"ddp_world_size": "2", "ddp_kind": "missing", "ddp_rank": "1"}
+    assert properties["test_plain"] == properties["test_wrong"] == {}
+
+
+def junit_properties(path: Path) -> dict[str, dict[str, str]]:
+    """The properties of each test of a JUnit file; several values of one name joined by `and`."""
+    found: dict[str, dict[str, str]] = {}
+    for case in ElementTree.parse(path).iter("testcase"):
+        mine = found[case.attrib["name"]] = {}
+        for one in case.iter("property"):
+            name, value = one.attrib["name"], one.attrib["value"]
+            mine[name] = f"{mine[name]} and {value}" if name in mine else value
+    return found
 
 
 def test_plain_tests_between_tests_on_ranks_keep_their_fixtures(inner: Inner) -> None:

@@ -12,7 +12,6 @@ import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +25,12 @@ from pytest_esper_ddp.controller.zygote import ZygoteClient, mentions_ddp
 from pytest_esper_ddp.errors import HarnessError, MarkerError
 from pytest_esper_ddp.markers import is_ddp, scenario_of
 from pytest_esper_ddp.options import Settings
+from pytest_esper_ddp.report.account import Row, give_account, row_in
 from pytest_esper_ddp.scenario import Scenario
-from pytest_esper_ddp.verdict import Observed, Verdict, judge
+from pytest_esper_ddp.verdict import Observed, judge
 from pytest_esper_ddp.wire.parameters import parameter_digest, parameters
 
 _PREFIX = "pytest-ddp"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the summary's table."""
-
-    nodeid: str
-    scenario: Scenario
-    verdict: Verdict
-    passed: bool
-    notes: tuple[str, ...]
 
 
 class Session:
@@ -126,10 +115,15 @@ class Session:
         frame = merge.Frame(item, self._load, started, time.monotonic() - clock, _xfail(item))
         verdict = judge(scenario, _observed(run)) if scenario.faults or scenario.expectation else None
         reports = merge.merge(frame, run, verdict)
-        self._note(item, scenario, run, verdict, passed=not any(report.failed for report in reports))
+        give_account(reports, scenario, run, verdict)
         _forward_warnings(item, run)
         _stop_if_asked(item, run)
         return reports
+
+    def reported(self, report: pytest.TestReport) -> None:
+        """A report of this process, or of a worker of xdist, is on its way to the user."""
+        if (row := row_in(report)) is not None:
+            self.rows.append(row)
 
     @staticmethod
     def tear_down(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
@@ -207,17 +201,6 @@ class Session:
 
     def _load(self, data: Any) -> Any:
         return self.config.hook.pytest_report_from_serializable(config=self.config, data=data)
-
-    def _note(
-        self, item: pytest.Item, scenario: Scenario, run: Run, verdict: Verdict | None, *, passed: bool
-    ) -> None:
-        notes = tuple(
-            dict.fromkeys(note for _, outcome in sorted(run.outcomes.items()) for note in outcome.notes)
-        )
-        if verdict is None and not notes:
-            return
-        shown = verdict or Verdict(passed, "healthy" if passed else "failed", (), run.ended - run.started)
-        self.rows.append(Row(item.nodeid, scenario, shown, passed, notes))
 
     # Ends.
 

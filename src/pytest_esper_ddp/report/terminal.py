@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from pytest_esper_ddp.controller.session import Row
+from pytest_esper_ddp.report.account import Row
 
 _HEADS = ("scenario", "fault", "outcome", "guilty", "seconds")
 
@@ -27,12 +27,7 @@ def write_table(reporter: pytest.TerminalReporter, rows: Sequence[Row]) -> None:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    name = row.nodeid.rpartition("::")[2].removeprefix("test_")
-    faults = "; ".join(map(str, row.scenario.faults)) or "none"
-    verdict = row.verdict
-    guilty = ", ".join(map(str, verdict.guilty)) or "-"
-    outcome = verdict.outcome if row.passed else f"FAILED: {verdict.outcome}"
-    return name, faults, outcome, guilty, "-" if verdict.seconds is None else f"{verdict.seconds:.2f}"
+    return row.name, row.faults, row.outcome, row.guilty, row.seconds
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
