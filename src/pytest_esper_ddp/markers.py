@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from esper.lockstep.proof.finding import PRECEDENCE
+from esper.lockstep.report.diagnosis import COMPARED
 from pytest_esper_ddp.errors import MarkerError
 from pytest_esper_ddp.faults.arguments import check_arguments, check_seconds
 from pytest_esper_ddp.faults.catalogue import CATALOGUE, OPS, FaultSpec
@@ -18,6 +19,8 @@ from pytest_esper_ddp.scenario import Expectation, Fault, Scenario
 LOCKSTEP_MODES = ("enforce", "observe", "off")
 # What the program under test is to do for itself; lockstep only watches then.
 BY_PROGRAM = ("lifecycle", "deadline", "monitored_barrier", "watchdog")
+# Kinds that compare calls, whose fields have fixed names, and those that compare tensors and values.
+OF_CALLS, OF_VALUES = ("order", "mismatch", "group", "peer"), ("model", "drift")
 # Families of faults that act when a collective is seen.
 AT_CALLS = ("process", "collective")
 KINDS = PRECEDENCE + BY_PROGRAM
@@ -213,6 +216,7 @@ def _expectation(markers: Iterable[pytest.Mark], size: int) -> Expectation | Non
     if given["kind"] not in KINDS:
         raise MarkerError(f"{written}: unknown kind {given['kind']!r}; known: {', '.join(KINDS)}")
     _texts(written, given, "op", "tag", "field")
+    _field(written, given["kind"], given["field"])
     guilty = given["guilty"]
     if guilty is not None:
         if not isinstance(guilty, list | tuple) or not guilty:
@@ -224,6 +228,20 @@ def _expectation(markers: Iterable[pytest.Mark], size: int) -> Expectation | Non
         check_seconds(written, "within", given["within"])
     _check_raises(written, given["raises"], size)
     return Expectation(**{**given, "guilty": guilty})
+
+
+def _field(written: str, kind: str, field: str | None) -> None:
+    if field is None or kind in OF_VALUES + BY_PROGRAM:
+        return
+    if kind not in OF_CALLS:
+        comparing = ", ".join(OF_CALLS + OF_VALUES + BY_PROGRAM)
+        raise MarkerError(
+            f"{written}: field={field!r}: {kind} compares nothing; kinds with a field: {comparing}"
+        )
+    if field not in COMPARED:
+        raise MarkerError(
+            f"{written}: field={field!r} is nothing that calls are compared by; known: {', '.join(COMPARED)}"
+        )
 
 
 def _check_raises(written: str, raises: object, size: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from esper.lockstep.proof.finding import SUSPECTED, ranks_text
 from esper.lockstep.report.diagnosis import Diagnosis
-from pytest_esper_ddp.markers import BY_PROGRAM
+from pytest_esper_ddp.markers import BY_PROGRAM, OF_CALLS
 from pytest_esper_ddp.scenario import Expectation, Scenario
 from pytest_esper_ddp.wire.messages import Failure
 
@@ -96,6 +96,7 @@ def _event(expected: Expectation | None, observed: Observed) -> _Event | None:
             observed.decided_at,
             (diagnosis.waiting.op, *(at.op for at in places)),
             (diagnosis.waiting.tag, *(at.tag for at in places)),
+            diagnosis.fields,
         )
     if observed.failures:
         return _program_event("failed", observed)
@@ -127,7 +128,7 @@ def _difference(
         if wanted is not None and wanted not in had:
             came = sorted({str(one) for one in had if one}) or ["none"]
             return f"expected {name} {wanted!r}, got {', '.join(came)}"
-    if expected.field is not None and not any(expected.field in name for name in event.fields):
+    if expected.field is not None and not any(_means(expected, name) for name in event.fields):
         return f"expected field {expected.field!r}, got {', '.join(event.fields) or 'none'}"
     problem = _wrong_exceptions(scenario, expected, event, observed)
     if problem:
@@ -138,6 +139,11 @@ def _difference(
     if within is not None and seconds > within:
         return f"{event.kind} came {seconds:.2f} s after the fault; expected within {within:g} s"
     return ""
+
+
+def _means(expected: Expectation, name: str) -> bool:
+    """Whether the expected field is this one: a name of a list, or a part of what a sentence names."""
+    return expected.field == name if expected.kind in OF_CALLS else str(expected.field) in name
 
 
 def _default_within(scenario: Scenario, expected: Expectation) -> float | None:

@@ -246,6 +246,17 @@ def expect(kind: Any, **given: Any) -> pytest.MarkDecorator:
         (expect("missing", op=1), "ddp_expect('missing', op=1): op=1 must be text"),
         (expect("missing", tag=1), "ddp_expect('missing', tag=1): tag=1 must be text"),
         (expect("lifecycle", field=1), "ddp_expect('lifecycle', field=1): field=1 must be text"),
+        (
+            expect("mismatch", field="size"),
+            "ddp_expect('mismatch', field='size'): field='size' is nothing that calls are compared by; "
+            "known: op, reduce_op, root, dtype, shape, elements, tag, peer, ranks, world_size, arguments",
+        ),
+        (
+            expect("missing", field="shape"),
+            "ddp_expect('missing', field='shape'): field='shape': missing compares nothing; kinds with a "
+            "field: order, mismatch, group, peer, model, drift, lifecycle, deadline, monitored_barrier, "
+            "watchdog",
+        ),
         (expect("missing", within=0), f"ddp_expect('missing', within=0): within=0 {SECONDS}"),
         (expect("missing", within="1"), f"ddp_expect('missing', within='1'): within='1' {SECONDS}"),
         (
@@ -312,9 +323,9 @@ def test_every_outcome_may_be_expected(kind: str) -> None:
 
 
 def test_all_that_an_expectation_may_say() -> None:
-    marker = expect("missing", guilty=(3, 1), op="all_reduce", tag="a", field="b", raises=OSError, within=2)
+    marker = expect("model", guilty=(3, 1), op="all_reduce", tag="a", field="b", raises=OSError, within=2)
     assert plan(ddp(4), marker).expectation == Expectation(
-        kind="missing", guilty=(1, 3), op="all_reduce", tag="a", field="b", raises=OSError, within=2
+        kind="model", guilty=(1, 3), op="all_reduce", tag="a", field="b", raises=OSError, within=2
     )
     by_rank = {0: OSError, 3: ValueError}
     assert plan(ddp(4), expect("missing", raises=by_rank)).expectation == Expectation(

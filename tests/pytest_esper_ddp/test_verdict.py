@@ -101,6 +101,26 @@ def test_the_place_may_be_that_of_either_side() -> None:
     assert problem(plan("missing", tag="other"), MISSING) == "expected tag 'other', got gate, loss"
 
 
+def test_what_two_calls_have_otherwise_is_named_in_full() -> None:
+    seen = replace(MISSING, diagnosis=diagnosis("mismatch", fields=("reduce_op", "shape")))
+    for field in ("reduce_op", "shape"):
+        assert problem(plan("mismatch", field=field), seen) == ""
+    assert problem(plan("mismatch", field="op"), seen) == "expected field 'op', got reduce_op, shape"
+    assert problem(plan("mismatch", field="op"), replace(MISSING, diagnosis=diagnosis("mismatch"))) == (
+        "expected field 'op', got none"
+    )
+
+
+def test_a_tensor_is_named_by_a_part_of_the_sentence() -> None:
+    seen = replace(
+        MISSING, diagnosis=diagnosis("drift", fields=("fc.weight differs between rank 0 and rank 1",))
+    )
+    assert problem(plan("drift", field="fc.weight"), seen) == ""
+    assert problem(plan("drift", field="fc.bias"), seen) == (
+        "expected field 'fc.bias', got fc.weight differs between rank 0 and rank 1"
+    )
+
+
 def test_a_place_that_nobody_names() -> None:
     bare = replace(MISSING, diagnosis=diagnosis(guilty_at={}, waiting=replace(diagnosis().waiting, tag=None)))
     assert problem(plan("missing", tag="gate"), bare) == "expected tag 'gate', got none"

@@ -11,6 +11,20 @@ from typing import Any
 from esper.lockstep.record.entry import Entry, Site
 
 SCHEMA = "esper.lockstep.report/1"
+# What two calls that meet may have otherwise: `arguments` are those that only this operation has.
+COMPARED = (
+    "op",
+    "reduce_op",
+    "root",
+    "dtype",
+    "shape",
+    "elements",
+    "tag",
+    "peer",
+    "ranks",
+    "world_size",
+    "arguments",
+)
 
 
 @dataclass(frozen=True)
@@ -42,8 +56,9 @@ class GuiltyAt:
 @dataclass(frozen=True)
 class Diagnosis:
     """One divergence: what, who, where on both sides, and the sentence. `seconds`: from decidable to
-    decided. `starved`: how much longer a late rank was waited for than the patience, since others had the
-    processors; not in the JSON.
+    decided. Not in the JSON: `starved`, how much longer a late rank was waited for than the patience, since
+    others had the processors; `fields`, what of `COMPARED` the two sides have otherwise, or the sentence that
+    names a tensor or value.
     """
 
     kind: str
@@ -55,11 +70,12 @@ class Diagnosis:
     seconds: float
     message: str
     starved: float = 0.0
+    fields: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The record of `esper.lockstep.report/1`."""
         record = asdict(self)
-        del record["starved"]
+        del record["starved"], record["fields"]
         record["guilty_at"] = {str(rank): asdict(at) for rank, at in self.guilty_at.items()}
         return record
 

@@ -37,7 +37,30 @@ def diagnosis_of(finding: Finding, *, decided: float, last_settled: Slot | None)
         seconds=round(max(0.0, decided - (finding.decidable or finding.since)), 4),
         message=message(finding, last_settled),
         starved=finding.starved,
+        fields=_differing(finding),
     )
+
+
+def _differing(finding: Finding) -> tuple[str, ...]:
+    """What of `COMPARED` the sides have otherwise; of a tensor or value the sentence that names it."""
+    if finding.subject:
+        return (finding.subject,)
+    if finding.kind == "peer":
+        return ("peer",)
+    if finding.kind not in ("mismatch", "order", "group") or not finding.waiting:
+        return ()
+    one = finding.waiting[0]
+    others = [where.entry for where in finding.guilty.values() if where is not None and where.entry]
+    # A send and the receive that it meets are two operations, of two roots and tags, by their nature.
+    names = ("dtype", "shape", "elements") if one.group.startswith("p2p:") else _COMPARED_AS_IT_IS
+    found = [name for name in names if any(getattr(one, name) != getattr(other, name) for other in others)]
+    if any(one.detail.get("same") != other.detail.get("same") for other in others):
+        found.append(_SAME.get(one.op, "arguments"))
+    return tuple(found)
+
+
+_COMPARED_AS_IT_IS = ("op", "reduce_op", "root", "dtype", "shape", "elements", "tag")
+_SAME = {"new_group": "ranks", "init_process_group": "world_size"}
 
 
 def message(finding: Finding, last_settled: Slot | None) -> str:
