@@ -72,8 +72,10 @@ class Governor:
         guess = config.guess_loss
         if abs(loss - guess) <= config.guess_band * guess and mean < config.known_share * guess:
             return Alarm.LOBOTOMY
-        usual = mean + config.spike_sigmas * statistics.pstdev(self._losses)
-        if loss <= max(config.spike_loss, usual, config.spike_factor * mean):
+        if loss <= max(config.spike_loss, config.spike_factor * mean):
+            return Alarm.CALM
+        # Asked for last: at 0.1 ms an exact deviation costs more than the rest of an epoch's judging.
+        if loss <= mean + config.spike_sigmas * statistics.pstdev(self._losses):
             return Alarm.CALM
         return Alarm.EXPLOSION if self._spikes + 1 >= config.spikes else Alarm.SPIKE
 

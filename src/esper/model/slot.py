@@ -16,7 +16,7 @@ from esper.lifecycle.stage import Stage, has_seed, in_forward
 from esper.lifecycle.state import SlotState
 from esper.model import blend
 from esper.model.blueprints import build
-from esper.model.blueprints.registry import check_shapes
+from esper.model.blueprints.registry import build_again, check_shapes
 from esper.model.gate import Gate, GatedSeed
 from esper.model.topology import topology as layout
 
@@ -52,6 +52,7 @@ class SeedSlot(nn.Module):
         self._trainable = False
         self._alpha = torch.zeros(())
         self._active: dict[str, SeedSlot] = {}
+        self._fitting: set[str] = set()  # blueprints whose seeds have kept this slot's shapes
 
     @property
     def stage(self) -> Stage:
@@ -186,7 +187,9 @@ class SeedSlot(nn.Module):
         return f"{self.slot_id!r}, channels={self.channels}, stage={self.stage.name}"
 
     def _build(self, blueprint: str, generator: torch.Generator) -> nn.Module:
-        seed = build(self.topology, blueprint, self.channels, generator)
+        make = build_again if blueprint in self._fitting else build
+        seed = make(self.topology, blueprint, self.channels, generator)
+        self._fitting.add(blueprint)
         if self.config.blend is Blend.GATE:
             seed = GatedSeed(seed, Gate(self.channels, self.topology, generator))
         return seed.to(self._alpha)  # device and dtype of the model

@@ -20,6 +20,7 @@ from esper.errors import (
 )
 from esper.lifecycle import Stage, has_seed, in_forward
 from esper.model import SeedSlot, build
+from esper.model.topology import TOPOLOGIES
 from tests.esper.model.growing import CONFIG, bring, germinate
 
 H = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -208,6 +209,31 @@ def test_a_seed_that_changes_the_shape_later_is_named() -> None:
     seed.changed = True
     with pytest.raises(ShapeMismatch, match=r"slot 'r0c0': output shape \(2, 1, 8, 8\)"):
         slot(H)
+
+
+def test_only_the_first_seed_of_a_blueprint_is_tried_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = type(build("cnn", "norm", 4, torch.Generator()))
+    forward, runs = kind.forward, list[torch.Size]()
+
+    def counted(seed: nn.Module, x: Tensor) -> object:
+        runs.append(x.shape)
+        return forward(seed, x)
+
+    monkeypatch.setattr(kind, "forward", counted)
+    slot = slot_in(Stage.DORMANT)
+    for _ in range(2):
+        slot.commit("norm", slot.prepare("norm", torch.Generator()))
+        assert len(runs) == len(TOPOLOGIES["cnn"].probes)
+        slot.prune(0)
+        while slot.stage is not Stage.DORMANT:
+            slot.tick()
+
+
+def test_features_of_another_dtype_are_tried_out_anew() -> None:
+    slot, seed = slot_in(Stage.DORMANT), build("cnn", "conv_light", 4, torch.Generator())
+    slot.show_alpha_in(torch.zeros((), dtype=torch.float64))
+    with pytest.raises(SeedRefused, match="expected scalar type Double"):
+        slot.commit("conv_light", seed)
 
 
 @pytest.mark.parametrize("stage", Stage)

@@ -5,7 +5,7 @@ random number comes from the generator it is given.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
@@ -19,6 +19,9 @@ Builder = Callable[..., nn.Module]  # (channels: int, generator: torch.Generator
 _B = TypeVar("_B", bound=Builder)
 
 _REGISTRY: dict[tuple[str, str], Builder] = {}
+# A seed's attribute: the topology, the channels, device and dtype of the features whose shape it keeps.
+# Running one on a few sizes of them takes as long as drawing its weights.
+_KEEPS = "_keeps_shape_of"
 
 
 def blueprint(topology: str, name: str) -> Callable[[_B], _B]:
@@ -51,6 +54,22 @@ def build(
     Raises UnknownBlueprint, UnknownBlueprintOption, ShapeMismatch when the seed does not keep its input's
     shape, or SeedRefused when it cannot be run at all.
     """
+    seed = _make(topology, name, channels, generator, options)
+    check_shapes(f"blueprint {name!r} for topology {topology!r}", topology, seed, channels)
+    return seed
+
+
+def build_again(topology: str, name: str, channels: int, generator: torch.Generator) -> nn.Module:
+    """As `build`, which has built this blueprint's seed for as many channels before: this one is not run."""
+    seed = _make(topology, name, channels, generator, {})
+    like = torch.empty(())
+    setattr(seed, _KEEPS, (topology, channels, like.device, like.dtype))
+    return seed
+
+
+def _make(
+    topology: str, name: str, channels: int, generator: torch.Generator, options: Mapping[str, object]
+) -> nn.Module:
     builder = _REGISTRY.get((topology, name))
     if builder is None:
         raise UnknownBlueprint(topology, name, blueprint_names(topology))
@@ -58,9 +77,7 @@ def build(
     for option in options:
         if option not in known:
             raise UnknownBlueprintOption(topology, name, option, known)
-    seed = builder(channels, generator, **options)
-    check_shapes(f"blueprint {name!r} for topology {topology!r}", topology, seed, channels)
-    return seed
+    return builder(channels, generator, **options)
 
 
 def parameter_count(topology: str, name: str, channels: int, **options: object) -> int:
@@ -80,16 +97,20 @@ def _options(builder: Builder) -> tuple[str, ...]:
 def check_shapes(
     where: str, topology: str, seed: nn.Module, channels: int, like: Tensor | None = None
 ) -> None:
-    """Run `seed` on features of a few odd sizes, on the device and of the dtype of `like`.
+    """Run `seed` on features of a few odd sizes, on the device and of the dtype of `like`, unless it was
+    before.
 
     In eval mode; it is in training mode afterwards.
 
     Raises ShapeMismatch when it does not keep their shape, SeedRefused when it cannot be run on them.
     """
+    like = torch.empty(()) if like is None else like
+    features = topology, channels, like.device, like.dtype
+    if getattr(seed, _KEEPS, None) == features:
+        return
     # In eval mode no statistics move and no dropout draws.
     seed.eval()
     known = TOPOLOGIES[topology]
-    like = torch.empty(()) if like is None else like
     with torch.no_grad():
         for size in known.probes:
             given = known.probe_shape(2, channels, size)
@@ -100,3 +121,4 @@ def check_shapes(
             if shape != given:
                 raise ShapeMismatch(where, given, shape)
     seed.train()
+    setattr(seed, _KEEPS, features)
