@@ -282,3 +282,20 @@ def test_importing_it_does_not_import_torch(module: str) -> None:
     code = f"import sys; sys.path.insert(0, {str(SRC)!r}); import {module}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-Ic", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
+
+
+def test_a_session_without_tests_on_ranks_loads_nothing_of_what_runs_them(tmp_path: Path) -> None:
+    plant(tmp_path, "test_plain.py", "def test_plain():\n    pass\n")
+    loaded = f"sorted(name for name in sys.modules if name.split('.')[0] in {OURS})"
+    options = ["-q", "-p", "pytest_esper_ddp.plugin", "-p", "no:cacheprovider", str(tmp_path)]
+    code = f"import pytest, sys; sys.path[:0] = [{str(SRC)!r}]; pytest.main({options}); print({loaded})"
+    done = subprocess.run(
+        [sys.executable, "-Ic", code],
+        env={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    ours = ["", ".controller", ".controller.on_demand", ".declared", ".options", ".plugin"]
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == str([f"pytest_esper_ddp{part}" for part in ours])

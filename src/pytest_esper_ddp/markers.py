@@ -10,6 +10,7 @@ import pytest
 
 from esper.lockstep.proof.finding import PRECEDENCE
 from esper.lockstep.report.diagnosis import COMPARED
+from pytest_esper_ddp.declared import DECLARATIONS
 from pytest_esper_ddp.errors import MarkerError
 from pytest_esper_ddp.faults.arguments import check_arguments, check_seconds
 from pytest_esper_ddp.faults.catalogue import CATALOGUE, OPS, FaultSpec
@@ -24,15 +25,6 @@ OF_CALLS, OF_VALUES = ("order", "mismatch", "group", "peer"), ("model", "drift")
 # Families of faults that act when a collective is seen.
 AT_CALLS = ("process", "collective")
 KINDS = PRECEDENCE + BY_PROGRAM
-
-DECLARATIONS = (
-    "ddp(world_size=None, *, backend=None, timeout=None, isolation=None, init=True, lockstep='enforce', "
-    "patience=2.0): run this test on that many ranks, each a real process",
-    "ddp_fault(kind, *, rank, nth=None, op=None, tag=None, epoch=None, step=None, slot=None, target=None, "
-    "**arguments): inject one fault; may be repeated",
-    "ddp_expect(kind, *, guilty=None, op=None, tag=None, field=None, raises=None, within=None): "
-    "the test passes only if this outcome comes",
-)
 
 _EMPTY = inspect.Parameter.empty
 
@@ -67,17 +59,6 @@ _SIGNATURES = {
     "ddp_fault": _signature("kind", _EMPTY, "rank", rest=True, **_PLACES),
     "ddp_expect": _signature("kind", _EMPTY, rest=False, **_OUTCOME),
 }
-
-
-def is_ddp(item: pytest.Item) -> bool:
-    """Whether the item runs on ranks."""
-    return item.get_closest_marker("ddp") is not None
-
-
-def leaves_size_open(item: pytest.Item) -> bool:
-    """Whether the item runs on ranks and its marker names no world size."""
-    marker = item.get_closest_marker("ddp")
-    return marker is not None and (*marker.args, marker.kwargs.get("world_size"))[0] is None
 
 
 def scenario_of(item: pytest.Item, settings: Settings) -> Scenario:

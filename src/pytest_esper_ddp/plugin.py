@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_esper_ddp import options
-from pytest_esper_ddp.markers import DECLARATIONS, is_ddp, leaves_size_open
+from pytest_esper_ddp.controller.on_demand import OnDemand
+from pytest_esper_ddp.declared import DECLARATIONS, is_ddp, leaves_size_open
 
 if TYPE_CHECKING:
-    from pytest_esper_ddp.controller.session import Session
     from pytest_esper_ddp.handle import DDP
 
-_SESSION: pytest.StashKey[Session] = pytest.StashKey()
+_SESSION = pytest.StashKey[OnDemand]()
 _SETTINGS = pytest.StashKey[options.Settings]()
 
 
@@ -28,10 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", declaration)
     config.stash[_SETTINGS] = settings = options.settings_of(config)
     if not config.pluginmanager.hasplugin("esper-ddp-zygote"):
-        from pytest_esper_ddp.controller.session import Session
-
-        config.stash[_SESSION] = session = Session(config, settings)
-        config.pluginmanager.register(_RunsOnRanks(session), "esper-ddp-runner")
+        config.stash[_SESSION] = session = OnDemand(config, settings)
+        config.pluginmanager.register(session, "esper-ddp-runner")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -83,30 +81,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     session = config.stash.get(_SESSION, None)
-    if session is not None and session.rows and config.get_verbosity() >= 0:
-        from pytest_esper_ddp.report.terminal import write_table
-
-        write_table(terminalreporter, session.rows)
-
-
-class _RunsOnRanks:
-    """Registered beside this module, which already has a wrapper for the same hook."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-        if not is_ddp(item):
-            return None
-        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for report in [*self.session.run(item), *self.session.tear_down(item, nextitem)]:
-            item.ihook.pytest_runtest_logreport(report=report)
-        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-        return True
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.session.reported(report)
+    if session is not None and config.get_verbosity() >= 0:
+        session.write_table(terminalreporter)
 
 
 @pytest.fixture

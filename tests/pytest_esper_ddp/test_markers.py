@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from pytest_esper_ddp.declared import is_ddp, leaves_size_open
 from pytest_esper_ddp.errors import MarkerError
 from pytest_esper_ddp.faults.catalogue import CATALOGUE
-from pytest_esper_ddp.markers import KINDS, is_ddp, leaves_size_open, scenario_of
+from pytest_esper_ddp.markers import KINDS, scenario_of
 from pytest_esper_ddp.scenario import Expectation, Fault, Scenario
 from tests.pytest_esper_ddp.plans import SCENARIO, SETTINGS, item
 

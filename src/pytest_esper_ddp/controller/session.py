@@ -21,9 +21,10 @@ from pytest_esper_ddp.controller import merge
 from pytest_esper_ddp.controller.slots import Slots, processors
 from pytest_esper_ddp.controller.store import Store
 from pytest_esper_ddp.controller.world import Run, World, WorldKey
-from pytest_esper_ddp.controller.zygote import ZygoteClient, mentions_ddp
+from pytest_esper_ddp.controller.zygote import ZygoteClient
+from pytest_esper_ddp.declared import is_ddp
 from pytest_esper_ddp.errors import HarnessError, MarkerError
-from pytest_esper_ddp.markers import is_ddp, scenario_of
+from pytest_esper_ddp.markers import scenario_of
 from pytest_esper_ddp.options import Settings
 from pytest_esper_ddp.report.account import Row, give_account, row_in
 from pytest_esper_ddp.scenario import Scenario
@@ -50,10 +51,8 @@ class Session:
 
     # Collection.
 
-    def saw_file(self, path: Path) -> None:
-        """A file is about to be collected: start the zygote beside it if it may hold tests on ranks."""
-        if self.config.option.collectonly or (source := mentions_ddp(path)) is None:
-            return
+    def saw_source(self, source: bytes) -> None:
+        """A file that may hold tests on ranks is about to be collected: start the zygote beside it."""
         if self._zygote is None:
             self._zygote = ZygoteClient(self.config)
         self._zygote.preload_for(source)

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +20,6 @@ from pytest_esper_ddp.errors import HarnessError
 from pytest_esper_ddp.wire.channel import Closed, receive, send
 from pytest_esper_ddp.wire.messages import Broken, Collect, Collected, Exited, Forked, ForkWorld, Preload
 
-_MENTIONS_DDP = re.compile(rb"\bddp\b")
 # torch.optim imports dynamo at its first call, 0.7 s that every rank would pay after its fork.
 _NEEDS_DYNAMO = re.compile(rb"\boptim\b|\bcompile\b|\besper\b")
 _START_WITHIN = 60.0
@@ -58,17 +56,6 @@ _RESET: dict[str, Any] = {
     "trace": False,
     "report_log": None,
 }
-
-
-def mentions_ddp(path: Path) -> bytes | None:
-    """The source of a Python file that may hold tests on ranks; None for any other."""
-    if path.suffix != ".py":
-        return None
-    try:
-        source = path.read_bytes()
-    except OSError:
-        return None
-    return source if _MENTIONS_DDP.search(source) else None
 
 
 class ZygoteClient:

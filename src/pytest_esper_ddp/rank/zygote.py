@@ -23,7 +23,7 @@ import pytest
 from esper.lockstep.errors import StartError
 from esper.lockstep.rank.lineage import die_with_parent
 from esper.scheduling import yield_to_running
-from pytest_esper_ddp.markers import is_ddp
+from pytest_esper_ddp.declared import is_ddp
 from pytest_esper_ddp.wire.channel import Closed, receive, send
 from pytest_esper_ddp.wire.messages import Broken, Collect, Collected, Exited, Forked, ForkWorld, Preload
 from pytest_esper_ddp.wire.parameters import parameter_digest

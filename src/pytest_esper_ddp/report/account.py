@@ -8,11 +8,9 @@ from typing import Any
 
 from pytest_esper_ddp.controller.merge import first_failure
 from pytest_esper_ddp.controller.world import Run
+from pytest_esper_ddp.declared import ROW
 from pytest_esper_ddp.scenario import Scenario
 from pytest_esper_ddp.verdict import Verdict
-
-# An attribute, which xdist and the report log hand on: in a worker there is no summary to write a row into.
-_ATTRIBUTE = "ddp_row"
 
 
 @dataclass(frozen=True)
@@ -42,12 +40,12 @@ def give_account(reports: Sequence[Any], scenario: Scenario, run: Run, verdict: 
         report.user_properties = every  # JUnit's file shows those of the last phase
     row = _row(reports[-1].nodeid, scenario, run, verdict, passed=passed)
     if row is not None:
-        setattr(reports[-1], _ATTRIBUTE, asdict(row))
+        setattr(reports[-1], ROW, asdict(row))
 
 
 def row_in(report: Any) -> Row | None:
     """The row that a report carries, in whichever process it was made."""
-    data = getattr(report, _ATTRIBUTE, None)
+    data = getattr(report, ROW, None)
     return None if data is None else Row(**data)
 
 

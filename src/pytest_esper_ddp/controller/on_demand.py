@@ -1,0 +1,81 @@
+"""What `plugin.py`'s hooks call: loads and makes what runs tests on ranks when the first of them comes up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_esper_ddp.declared import ROW, is_ddp, mentions_ddp
+from pytest_esper_ddp.options import Settings
+
+if TYPE_CHECKING:
+    from pytest_esper_ddp.controller.session import Session
+
+
+class OnDemand:
+    """One pytest session's worlds; without a test on ranks none of it is imported, which takes 50 ms."""
+
+    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        self._config, self._settings = config, settings
+        self._session: Session | None = None
+
+    def saw_file(self, path: Path) -> None:
+        """A file is about to be collected."""
+        if not self._config.option.collectonly and (source := mentions_ddp(path)) is not None:
+            self._made().saw_source(source)
+
+    def collected(self, items: Sequence[pytest.Item]) -> None:
+        """Collection is over."""
+        if self._session is not None or any(map(is_ddp, items)):
+            self._made().collected(items)
+
+    def prepared(self, item: pytest.Item) -> AbstractContextManager[None]:
+        """As `Session.prepared`."""
+        return self._made().prepared(item)
+
+    # Hooks: `plugin.py` already has a wrapper for the first.
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+        """Run a test on ranks, which comes to as many reports as any."""
+        if not is_ddp(item):
+            return None
+        session = self._made()
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        for report in [*session.run(item), *session.tear_down(item, nextitem)]:
+            item.ihook.pytest_runtest_logreport(report=report)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """A report of this process, or of a worker of xdist, is on its way to the user."""
+        if hasattr(report, ROW):
+            self._made().reported(report)
+
+    def end_worlds(self) -> None:
+        """End every world softly."""
+        if self._session is not None:
+            self._session.end_worlds()
+
+    def close(self) -> None:
+        """End everything that this session has started."""
+        if self._session is not None:
+            self._session.close()
+
+    def write_table(self, reporter: pytest.TerminalReporter) -> None:
+        """The summary's table, where any row has come."""
+        if self._session is not None and self._session.rows:
+            from pytest_esper_ddp.report.terminal import write_table
+
+            write_table(reporter, self._session.rows)
+
+    def _made(self) -> Session:
+        if self._session is None:
+            from pytest_esper_ddp.controller.session import Session
+
+            self._session = Session(self._config, self._settings)
+        return self._session
