@@ -146,6 +146,18 @@ def test_teardown_error(bad_teardown): ...
 @ddp2
 def test_unsendable(record_property):
     record_property("key", lambda: 1)
+    record_property("path", Path("here"))
+
+@ddp2
+def test_unsendable_report(request):
+    request.node.add_report_section("call", "threads", threading.Lock())
+
+@ddp2
+def test_a_child_that_runs_on(ddp):
+    child = os.fork()
+    if child:
+        assert os.waitpid(child, 0)[1] == 256
+        dist.barrier()
 
 @ddp2
 def test_no_such_fixture(nowhere): ...
@@ -174,7 +186,7 @@ def finalised(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def result(inner_of_module: Inner, finalised: Path) -> Result:
     inner_of_module.file(BODIES)
     inner_of_module.file(OTHER, "test_other.py")
-    return inner_of_module.run(env={"FINALISED": str(finalised)})
+    return inner_of_module.run("--junitxml=out.xml", env={"FINALISED": str(finalised)})
 
 
 def test_what_passes(result: Result) -> None:
@@ -189,6 +201,8 @@ def test_what_passes(result: Result) -> None:
         "test_tools",
         "test_a_warning",
         "test_notes",
+        "test_unsendable",
+        "test_a_child_that_runs_on",
         "test_after_all_that",
         "test_plain_in_another_file",
         "test_collective_in_another_file",
@@ -204,7 +218,7 @@ def test_what_does_not(result: Result) -> None:
         "test_assertion": "FAILED",
         "test_setup_error": "ERROR",
         "test_teardown_error": "PASSED+ERROR",
-        "test_unsendable": "FAILED",
+        "test_unsendable_report": "FAILED",
         "test_no_such_fixture": "ERROR",
         "test_ddp_without_the_marker": "ERROR",
     }
@@ -234,10 +248,16 @@ def test_the_messages(result: Result) -> None:
     assert result.messages["test_teardown_error"].startswith("rank 1: AssertionError: left open")
     assert result.messages["test_xpass_strict"] == "rank 0: [XPASS(strict)] known"
     assert "fixture 'nowhere' not found" in result.told("test_no_such_fixture")
-    assert result.messages["test_unsendable"].startswith("rank 0: its reports can't be sent: ")
+    assert result.messages["test_unsendable_report"].startswith("rank 0: its reports can't be sent: ")
     assert result.messages["test_ddp_without_the_marker"] == (
         "Failed: the ddp fixture needs @pytest.mark.ddp: this test runs in pytest's own process"
     )
+
+
+def test_a_property_that_can_not_be_sent_is_shown_by_its_repr(inner_of_module: Inner, result: Result) -> None:
+    written = (inner_of_module.folder / "out.xml").read_text()
+    assert 'name="key" value="&lt;function test_unsendable.&lt;locals&gt;.&lt;lambda&gt; at 0x' in written
+    assert 'name="path" value="here"' in written
 
 
 def test_a_warning_of_all_ranks_is_told_once(result: Result) -> None:

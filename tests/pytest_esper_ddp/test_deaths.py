@@ -42,6 +42,39 @@ def test_sys_exit(ddp):
         sys.exit(4)
     dist.barrier()
 
+@pytest.fixture
+def talks(ddp):
+    print("set up on", ddp.rank)
+    yield
+    if ddp.rank == 1:
+        print("torn down on 1")
+        os._exit(6)
+
+@ddp2
+def test_exit_in_a_finaliser(talks):
+    print("said by all")
+
+@ddp2
+def test_exit_in_a_finaliser_after_a_failure(talks, ddp):
+    assert ddp.rank == 0
+
+@ddp2
+def test_output_of_a_rank_that_died(ddp):
+    print("printed by", ddp.rank)
+    os.write(2, b"written by %d\\n" % ddp.rank)
+    if ddp.rank == 0:
+        ctypes.memset(0, 0, 1)
+
+@pytest.mark.ddp(timeout=1.5)
+def test_stopped_in_the_middle_of_its_outcome(ddp):
+    if ddp.rank == 1:
+        import socket
+        sendall = socket.socket.sendall
+        def half(self, data):
+            sendall(self, data[: len(data) // 2])
+            os.kill(os.getpid(), signal.SIGSTOP)
+        socket.socket.sendall = half
+
 @ddp2
 def test_kill(ddp):
     dist.barrier()
@@ -165,7 +198,7 @@ def test_what_passes(result: Result) -> None:
 def test_everything_else_fails(result: Result) -> None:
     others = {end for name, end in result.ends.items() if name not in result.passed}
     assert others == {"FAILED"}
-    assert len(result.ends) == 24
+    assert len(result.ends) == 28
 
 
 @pytest.mark.parametrize(
@@ -179,6 +212,9 @@ def test_everything_else_fails(result: Result) -> None:
         ("test_kill", "rank 0 died before barrier #1"),
         ("test_kill_alone", "rank 0 was ended by signal 9"),
         ("test_segfault", "rank 1 was ended by signal 11"),
+        ("test_exit_in_a_finaliser", "rank 1 exited with status 6"),
+        ("test_exit_in_a_finaliser_after_a_failure", "rank 1: assert 1 == 0"),
+        ("test_output_of_a_rank_that_died", "rank 0 was ended by signal 11"),
         ("test_all_die", "rank 0 exited with status 5"),
         ("test_interrupted", "rank 0: KeyboardInterrupt: "),
         (
@@ -209,6 +245,26 @@ def test_all_that_died_are_listed(result: Result) -> None:
         "rank 0 exited with status 5",
         "rank 1 exited with status 5",
     ]
+
+
+def test_what_a_rank_printed_outlives_it(result: Result) -> None:
+    told = result.told("test_output_of_a_rank_that_died")
+    assert "--- Captured stdout until the end (rank 0) ---" in told
+    assert "--- Captured stderr until the end (rank 0) ---" in told
+    assert "--- Captured stdout call (rank 1) ---" in told
+    for rank in (0, 1):
+        assert told.count(f"printed by {rank}\n") == told.count(f"written by {rank}") == 1
+    for name in ("test_exit_in_a_finaliser", "test_exit_in_a_finaliser_after_a_failure"):
+        told = result.told(name)
+        assert "set up on 0" in told
+        assert "set up on 1" in told
+        assert "torn down on 1" in told
+        assert "rank 1 exited with status 6" in told
+
+
+def test_a_rank_that_stops_in_the_middle_of_its_outcome_holds_nobody_up(result: Result) -> None:
+    assert result.messages["test_stopped_in_the_middle_of_its_outcome"].startswith("rank 1 was stopped at ")
+    assert result.messages["test_stopped_in_the_middle_of_its_outcome"].endswith(" at the test's time-out")
 
 
 def test_each_side_of_a_mismatch_is_shown(result: Result) -> None:

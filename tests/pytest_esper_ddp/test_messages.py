@@ -13,11 +13,12 @@ import pytest
 from pytest_esper_ddp.errors import HarnessError, MarkerError
 from pytest_esper_ddp.scenario import Fault
 from pytest_esper_ddp.wire import messages
-from pytest_esper_ddp.wire.channel import Closed, receive, send
+from pytest_esper_ddp.wire.channel import Closed, Inbox, Unreadable, receive, send
 from pytest_esper_ddp.wire.messages import (
     Broken,
     Collect,
     Collected,
+    Early,
     EndWorld,
     Exited,
     Forked,
@@ -28,6 +29,7 @@ from pytest_esper_ddp.wire.messages import (
     Up,
     Warned,
 )
+from pytest_esper_ddp.wire.plain import packed
 from tests.pytest_esper_ddp.plans import failure
 
 MESSAGES = (
@@ -50,7 +52,8 @@ MESSAGES = (
     Broken("no torch"),
     RunTest("test_it.py::test", None, "1 test", (Fault(kind="skip", rank=1),), Path("shared")),
     EndWorld(),
-    Up(),
+    Up(captured=2),
+    Early({"outcome": "failed"}, failure()),
     failure(kind="lifecycle", guilty=(1,), fields=("alpha",)),
     Warned("careful", "builtins", "UserWarning", "test_it.py", 3),
     Outcome(
@@ -119,6 +122,79 @@ def test_an_end_that_goes_in_the_middle_of_a_message() -> None:
         theirs.close()
         with pytest.raises(Closed, match="the other end is gone"):
             receive(ours)
+
+
+def whole_and_half(messages: list[object]) -> bytes:
+    """All but the last byte of what sends these messages."""
+    ours, theirs = pair()
+    with ours, theirs:
+        for message in messages:
+            send(ours, message)
+        return theirs.recv(1 << 20)[:-1]
+
+
+def test_an_inbox_never_waits_for_the_rest_of_a_message() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        inbox = Inbox(theirs)
+        assert inbox.take() == []
+        sent = whole_and_half([Up(), EndWorld(), Broken("half")])
+        ours.sendall(sent)
+        assert inbox.take() == [Up(), EndWorld()]
+        assert inbox.take() == []
+        ours.sendall(pickle.dumps(Broken("half"), pickle.HIGHEST_PROTOCOL)[-1:])
+        assert inbox.take() == [Broken("half")]
+
+
+def test_an_inbox_gives_what_came_before_the_end() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        with ours:
+            send(ours, Up())
+            send(ours, Broken("x" * (1 << 17)))
+            ours.sendall(b"\xff\x00\x00\x00half")
+        inbox = Inbox(theirs)
+        assert inbox.take(last=True) == [Up(), Broken("x" * (1 << 17))]
+        for _ in range(2):
+            with pytest.raises(Closed, match="the other end is gone"):
+                inbox.take()
+
+
+def test_an_inbox_says_what_can_not_be_read() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        send(ours, _OfAnotherProcess())
+        send(ours, Up())
+        assert Inbox(theirs).take() == [Unreadable("LookupError: only there"), Up()]
+
+
+class _OfAnotherProcess:
+    def __reduce__(self) -> tuple[object, ...]:
+        return _only_there, ()
+
+
+def _only_there() -> None:
+    raise LookupError("only there")
+
+
+class _WithoutRepr:
+    def __repr__(self) -> str:
+        raise ValueError("no")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("can't travel")
+
+
+def test_values_travel_as_they_are_or_else_by_their_repr() -> None:
+    plain = {"a": [1, 2.5, None, True], "b": ("x", b"y")}
+    assert packed(plain) == plain
+    path = Path("where")
+    values = [path, int, len, _OfAnotherProcess(), _WithoutRepr()]
+    arrived = pickle.loads(pickle.dumps(packed(values)))
+    assert isinstance(arrived, list)
+    assert arrived[:3] == [path, int, len]
+    assert "_OfAnotherProcess object at 0x" in arrived[3]
+    assert arrived[4] == "<_WithoutRepr without a repr: ValueError>"
 
 
 @pytest.mark.parametrize("error", [HarnessError("a"), MarkerError("b"), Closed("c")])

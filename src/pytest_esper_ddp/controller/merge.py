@@ -150,6 +150,13 @@ def _failed(frame: Frame, run: Run, by_rank: Mapping[int, Sequence[Any]], story:
     own = {rank: failure for rank, failure in failures.items() if not failure.victim}
     failed_setup = [rank for rank, failure in failures.items() if failure.phase == "setup"]
     when: Phase = "setup" if failed_setup and not own.keys() - set(failed_setup) else "call"
+    last = {rank: one for rank, ones in by_rank.items() for one in ones if type(one) is pytest.TestReport}
+    printed = _by_ranks(
+        {
+            rank: [*(last[rank].sections if rank in last else ()), *run.printed.get(rank, ())]
+            for rank in sorted(last.keys() | run.printed.keys())
+        }
+    )
     report = None
     if own:
         culprit = first_failure(own)
@@ -163,8 +170,7 @@ def _failed(frame: Frame, run: Run, by_rank: Mapping[int, Sequence[Any]], story:
             report = None
     if report is None:
         report = _report(frame, when, "failed", story)
-    reports = {rank: one for rank, ones in by_rank.items() for one in ones if type(one) is pytest.TestReport}
-    report.sections += _sections(reports)
+    report.sections += printed
     before = [_report(frame, "setup", "passed")] if when == "call" else []
     return [*before, report, _report(frame, "teardown", "passed")]
 
@@ -217,9 +223,13 @@ def _prefix(report: pytest.TestReport, text: str) -> None:
 
 def _sections(reports: Mapping[int, pytest.TestReport]) -> list[tuple[str, str]]:
     """The captured output, rank by rank; what is equal on all of them once."""
+    return _by_ranks({rank: report.sections for rank, report in sorted(reports.items())})
+
+
+def _by_ranks(spoken: Mapping[int, Sequence[tuple[str, str]]]) -> list[tuple[str, str]]:
     by_text: dict[tuple[str, str], list[int]] = {}
-    for rank, report in sorted(reports.items()):
-        for name, text in report.sections:
+    for rank, sections in spoken.items():
+        for name, text in sections:
             by_text.setdefault((name, text), []).append(rank)
     return [(f"{name} ({ranks_text(ranks)})", text) for (name, text), ranks in by_text.items()]
 

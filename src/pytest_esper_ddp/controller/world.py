@@ -29,8 +29,8 @@ from pytest_esper_ddp.errors import HarnessError
 from pytest_esper_ddp.faults import FILES
 from pytest_esper_ddp.markers import BY_PROGRAM
 from pytest_esper_ddp.scenario import Scenario
-from pytest_esper_ddp.wire.channel import Closed, receive, send
-from pytest_esper_ddp.wire.messages import Broken, EndWorld, ForkWorld, Outcome, RunTest, Up
+from pytest_esper_ddp.wire.channel import Closed, Inbox, Unreadable, receive, send
+from pytest_esper_ddp.wire.messages import Broken, Early, EndWorld, ForkWorld, Outcome, RunTest, Up
 
 _POLL = 0.004
 _UP_WITHIN = 60.0
@@ -40,6 +40,8 @@ _AFTER_VERDICT = 0.1
 _SOFT_END = 1.0
 _TERM_TO_KILL = 0.05
 _STOPPED_PATIENCE = 0.5
+_STREAMS = ("stdout", "stderr")
+_MOST_SHOWN = 1 << 20  # bytes of what a rank printed at its end
 _numbers = count(1)
 
 
@@ -76,6 +78,8 @@ class Run:
     fired: dict[int, float] = field(default_factory=dict)  # index of the fault: when
     broken: str | None = None  # traceback of lockstep's own failure
     uneven: bool = False  # the ranks' groups are not at the same collective
+    # What ranks without an outcome have printed since their last report: name of the section, and text.
+    printed: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
 
     @property
     def spoiled(self) -> bool:
@@ -104,6 +108,8 @@ class World:
         self.run_dir.mkdir(mode=0o700)
         pairs = [socket.socketpair() for _ in range(key.world_size)]
         self._channels = [ours for ours, _ in pairs]
+        self.inboxes = [Inbox(channel) for channel in self._channels]
+        self._captured: dict[int, list[int]] = {}  # by rank: files that hold what it prints
         request = ForkWorld(
             number=number,
             world_size=key.world_size,
@@ -133,6 +139,10 @@ class World:
             channel.settimeout(max(0.01, end - time.monotonic()))
             try:
                 message = receive(channel)
+                if isinstance(message, Up) and message.captured:
+                    self._captured[rank] = socket.recv_fds(
+                        channel, 1, message.captured, socket.MSG_CMSG_CLOEXEC
+                    )[1]
             except (Closed, TimeoutError) as error:
                 code = self.zygote.wait_exit(self.pids[rank], 1.0)
                 how = (
@@ -177,6 +187,9 @@ class World:
             reader.close()
         for channel in self._channels:
             channel.close()
+        while self._captured:
+            for fd in self._captured.popitem()[1]:
+                os.close(fd)
         if not self.key.init:
             self._store.close()
         shutil.rmtree(self.run_dir, ignore_errors=True)
@@ -205,6 +218,16 @@ class World:
             for pid in alive:
                 self.zygote.wait_exit(pid, max(0.0, end - time.monotonic()))
 
+    def printed(self, rank: int) -> list[tuple[str, str]]:
+        """What a rank has printed that is in no report, as sections of one."""
+        found = []
+        for stream, fd in zip(_STREAMS, self._captured.get(rank, ()), strict=False):
+            size = os.fstat(fd).st_size
+            if size:
+                text = os.pread(fd, _MOST_SHOWN, max(0, size - _MOST_SHOWN)).decode(errors="replace")
+                found.append((f"Captured {stream} until the end", text))
+        return found
+
     @property
     def readers(self) -> list[LedgerReader]:
         """The ranks' ledgers."""
@@ -222,6 +245,7 @@ class _Test:
         self.act_at: float | None = None
         self.kept: dict[int, float] = {}  # then, by rank: how long each had been kept from a processor
         self.pending = set(range(world.key.world_size))
+        self.early: dict[int, list[Early]] = {}
         self.supervisor = Supervisor(
             world.run_dir,
             world.pids,
@@ -261,14 +285,23 @@ class _Test:
         self._conclude()
         return result
 
-    def _hear(self, rank: int) -> None:
-        channel = self.world._channels[rank]
+    def _hear(self, rank: int, *, last: bool = False) -> None:
         try:
-            message = receive(channel)
+            messages = self.world.inboxes[rank].take(last=last)
         except Closed:
-            self.selector.unregister(channel)
+            self.selector.unregister(self.world._channels[rank])
             return  # its exit is on its way from the zygote
-        assert isinstance(message, Outcome)
+        for message in messages:
+            match message:
+                case Early():
+                    self.early.setdefault(rank, []).append(message)
+                case Unreadable(reason):
+                    told = f"what it reports can't be read here: {reason}"
+                    self._take(rank, Outcome((), None, {}, (), error=told))
+                case _:
+                    self._take(rank, message)
+
+    def _take(self, rank: int, message: Outcome) -> None:
         self.result.outcomes[rank] = message
         self.pending.discard(rank)
         failure = message.failure
@@ -284,8 +317,8 @@ class _Test:
             if code is None or rank in self.result.exits:
                 continue
             channel = self.world._channels[rank]
-            if rank in self.pending and channel in self.selector.get_map() and self._readable(channel):
-                self._hear(rank)
+            if rank in self.pending and channel in self.selector.get_map():
+                self._hear(rank, last=True)
             self.result.exits[rank] = code
             self.pending.discard(rank)
             self.supervisor.ended(rank, code)
@@ -300,12 +333,6 @@ class _Test:
         if expected is None or expected.kind not in BY_PROGRAM:
             return True
         return named or (expected.guilty is not None and rank not in expected.guilty)
-
-    @staticmethod
-    def _readable(channel: socket.socket) -> bool:
-        with selectors.DefaultSelector() as one:
-            one.register(channel, selectors.EVENT_READ)
-            return bool(one.select(0))
 
     def _act_within(self, seconds: float, why: str) -> None:
         at = time.monotonic() + seconds
@@ -339,7 +366,19 @@ class _Test:
         for seen in supervisor.view.ranks:
             for entry in seen.faults:
                 result.fired[entry.detail["index"]] = entry.issued
+        self._save_what_was_said()
         result.ended = time.monotonic()
+
+    def _save_what_was_said(self) -> None:
+        """Of ranks that came to no outcome: the reports that they had sent ahead, and what they printed."""
+        result = self.result
+        for rank in result.exits.keys() | self.pending:
+            if rank not in result.outcomes and (early := self.early.get(rank)):
+                failure = next((one.failure for one in early if one.failure is not None), None)
+                reports = tuple(one.report for one in early)
+                result.outcomes[rank] = Outcome(reports, failure, groups={}, fired=())
+            if printed := self.world.printed(rank):
+                result.printed[rank] = printed
 
     def _came_right(self) -> bool:
         """Whether a suspicion, which an observed run outlives, was none: every rank has ended well since."""

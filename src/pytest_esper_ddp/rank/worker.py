@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
+import pickle
 import re
 import socket
 import time
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +31,18 @@ from pytest_esper_ddp import handle
 from pytest_esper_ddp.rank.inject import Injector, refusal
 from pytest_esper_ddp.rank.state import Snapshot
 from pytest_esper_ddp.wire.channel import Closed, receive, send
-from pytest_esper_ddp.wire.messages import Broken, EndWorld, Failure, ForkWorld, Outcome, RunTest, Up, Warned
+from pytest_esper_ddp.wire.messages import (
+    Broken,
+    Early,
+    EndWorld,
+    Failure,
+    ForkWorld,
+    Outcome,
+    RunTest,
+    Up,
+    Warned,
+)
+from pytest_esper_ddp.wire.plain import packed
 
 # What a program would have without us: gloo's own default. Tests are ended by their time-out, not by the
 # group's.
@@ -47,6 +62,7 @@ class Worker:
         world: ForkWorld,
     ) -> None:
         self.session, self.items, self.channel, self.rank, self.world = session, items, channel, rank, world
+        self.pid = os.getpid()
         self.recorder: Recorder
         self.interception: Interception | None = None
         self.warnings = Warnings()
@@ -60,7 +76,10 @@ class Worker:
         except Exception as error:  # noqa: BLE001  said by the controller, as the error of each test that waits
             send(self.channel, Broken(f"{type(error).__name__}: {error}"))
             return 1
-        send(self.channel, Up())
+        captured = _captured_files(self.session.config)
+        send(self.channel, Up(len(captured)))
+        if captured:
+            socket.send_fds(self.channel, [b"c"], captured)
         snapshot = Snapshot(self.world.seed)
         try:
             while isinstance(message := receive(self.channel), RunTest):
@@ -108,7 +127,7 @@ class Worker:
         if (refused := refusal(order.faults)) is not None:
             return Outcome((), None, {}, (), refused=refused)
         item = self.items[order.nodeid]
-        observer = Observer(self.recorder)
+        observer = Observer(self.recorder, lambda report: self._send_ahead(item, report, observer.failure))
         current = handle.DDP(self.rank, self.world.world_size, self.world.backend, order.shared_path)
         item.stash[handle.CURRENT] = current
         manager = self.session.config.pluginmanager
@@ -128,15 +147,16 @@ class Worker:
                 item.ihook.pytest_runtest_protocol(
                     item=item, nextitem=self.items.get(order.next_nodeid) if order.next_nodeid else None
                 )
+            if os.getpid() != self.pid:
+                os._exit(1)  # a child of the test's that ran on where its parent does
         except BaseException as caught:  # noqa: BLE001  pytest.exit, Ctrl-C of its own, a hook of a plugin
             error = f"{type(caught).__name__}: {caught}"
             observer.broke(caught)
         finally:
             manager.unregister(observer)
         self.recorder.over()
-        serialise = item.ihook.pytest_report_to_serializable
         return Outcome(
-            reports=tuple(serialise(config=item.config, report=report) for report in observer.reports),
+            reports=tuple(_serialised(item, report) for report in observer.reports),
             failure=observer.failure,
             groups=self.interception.summary() if self.interception is not None else {},
             fired=injector.fired(),
@@ -151,22 +171,31 @@ class Worker:
             send(self.channel, outcome)
         except Closed:
             raise
-        except Exception as error:  # noqa: BLE001  whatever a plugin or record_property has put into a report
+        except Exception as error:  # noqa: BLE001  whatever a plugin has put into a report
             told = f"its reports can't be sent: {type(error).__name__}: {error}"
             send(self.channel, replace(outcome, reports=(), error=told))
+
+    def _send_ahead(self, item: pytest.Item, report: pytest.TestReport, failure: Failure | None) -> None:
+        """Something to show even if this rank dies before the item is over."""
+        # What can't be sent is in the outcome once more, and said there.
+        with suppress(pickle.PicklingError, TypeError, AttributeError):
+            send(self.channel, Early(_serialised(item, report), failure))
 
 
 class Observer:
     """Collects an item's reports, and records why it failed first the moment it does."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
+    def __init__(self, recorder: Recorder, send_ahead: Callable[[pytest.TestReport], None]) -> None:
+        self.recorder, self._send_ahead = recorder, send_ahead
         self.reports: list[pytest.TestReport] = []
         self.failure: Failure | None = None
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.reports.append(report)
+        worth_it = report.failed or report.sections
+        if worth_it and report.when != "teardown" and type(report) is pytest.TestReport:
+            self._send_ahead(report)  # after a teardown the outcome follows at once
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -273,6 +302,22 @@ def _own_capture(config: pytest.Config) -> None:
     if capture is not None:
         capture.stop_global_capturing()
         capture.start_global_capturing()
+
+
+def _captured_files(config: pytest.Config) -> list[int]:
+    """Where what this rank prints stays until a report takes it; none where no descriptors are captured."""
+    streams = getattr(config.pluginmanager.getplugin("capturemanager"), "_global_capturing", None)
+    try:
+        return [getattr(streams, name).tmpfile.fileno() for name in ("out", "err")]
+    except (AttributeError, io.UnsupportedOperation):
+        return []
+
+
+def _serialised(item: pytest.Item, report: pytest.TestReport) -> dict[str, Any]:
+    data: dict[str, Any] = item.ihook.pytest_report_to_serializable(config=item.config, report=report)
+    if data.get("user_properties"):
+        data["user_properties"] = packed(data["user_properties"])
+    return data
 
 
 def _own_temp(config: pytest.Config, path: Path) -> None:

@@ -101,7 +101,12 @@ class EndWorld:
 
 @dataclass(frozen=True)
 class Up:
-    """The group stands (or, without init, the process does)."""
+    """The group stands (or, without init, the process does).
+
+    Behind it come `captured` files, which hold what the rank has printed since its last report.
+    """
+
+    captured: int = 0
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,16 @@ class Warned:
     category: str
     file: str
     line: int
+
+
+@dataclass(frozen=True)
+class Early:
+    """A report of a failure, or with output, which would be lost if the rank died before its outcome;
+    `failure`: the rank's first, if there is one by now.
+    """
+
+    report: Mapping[str, Any]
+    failure: Failure | None
 
 
 @dataclass(frozen=True)
