@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
 import sys
-import tempfile
 import time
 import traceback
 import warnings
@@ -18,6 +14,7 @@ from typing import Any
 import pytest
 
 from pytest_esper_ddp.controller import merge
+from pytest_esper_ddp.controller.rundir import RunDirectory
 from pytest_esper_ddp.controller.slots import Slots, processors
 from pytest_esper_ddp.controller.store import Store
 from pytest_esper_ddp.controller.world import Run, World, WorldKey
@@ -30,8 +27,6 @@ from pytest_esper_ddp.report.account import Row, give_account, row_in
 from pytest_esper_ddp.scenario import Scenario
 from pytest_esper_ddp.verdict import Observed, judge
 from pytest_esper_ddp.wire.parameters import parameter_digest, parameters
-
-_PREFIX = "pytest-ddp"
 
 
 class Session:
@@ -47,7 +42,7 @@ class Session:
         self._refused: dict[str, Exception] = {}
         self._store = Store()
         self._slots: Slots | None = None
-        self._base: Path | None = None
+        self._base: RunDirectory | None = None
 
     # Collection.
 
@@ -221,14 +216,12 @@ class Session:
             self._slots.close()
             self._slots = None
         if self._base is not None:
-            shutil.rmtree(self._base, ignore_errors=True)
+            self._base.close()
             self._base = None
 
-    def _base_dir(self) -> Path:
+    def _base_dir(self) -> RunDirectory:
         if self._base is None:
-            parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
-            _sweep(Path(parent))
-            self._base = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}.{os.getpid()}.", dir=parent))
+            self._base = RunDirectory()
         return self._base
 
     def _base_temp(self) -> Path:
@@ -301,14 +294,3 @@ def _missing(nodeid: str, there: Iterable[str], errors: str) -> str:
         f"{nodeid} was collected here, but not by the process that ranks are forked from, which found: "
         + ", ".join(list(there)[:10])
     )
-
-
-def _sweep(parent: Path) -> None:
-    """Remove what sessions left behind that were killed before they could."""
-    for path in parent.glob(f"{_PREFIX}.*"):
-        found = re.fullmatch(rf"{_PREFIX}\.(\d+)\..*", path.name)
-        if found is None or Path(f"/proc/{found[1]}").exists():
-            continue
-        with suppress(OSError):
-            if path.stat().st_uid == os.getuid():
-                shutil.rmtree(path, ignore_errors=True)

@@ -22,7 +22,9 @@ from esper.lockstep.report.diagnosis import Diagnosis, short_site
 from esper.lockstep.run.evidence import current_line
 from esper.lockstep.run.process import kept_waiting
 from esper.lockstep.run.supervisor import Supervisor
+from pytest_esper_ddp.controller.captured import Captured
 from pytest_esper_ddp.controller.devices import backend_for, gpu_count
+from pytest_esper_ddp.controller.rundir import RunDirectory
 from pytest_esper_ddp.controller.store import Store
 from pytest_esper_ddp.controller.zygote import ZygoteClient
 from pytest_esper_ddp.errors import HarnessError
@@ -40,8 +42,6 @@ _AFTER_VERDICT = 0.1
 _SOFT_END = 1.0
 _TERM_TO_KILL = 0.05
 _STOPPED_PATIENCE = 0.5
-_STREAMS = ("stdout", "stderr")
-_MOST_SHOWN = 1 << 20  # bytes of what a rank printed at its end
 _numbers = count(1)
 
 
@@ -96,7 +96,7 @@ class World:
         self,
         zygote: ZygoteClient,
         key: WorldKey,
-        base: Path,
+        base: RunDirectory,
         base_temp: Path,
         seed: int,
         store: Store,
@@ -104,12 +104,13 @@ class World:
         """`store` is this world's alone where the group is left to its test."""
         number = next(_numbers)
         self.key, self.zygote, self._store = key, zygote, store
-        self.run_dir = base / f"world{number}"
+        self._base = base
+        self.run_dir = base.path / f"world{number}"
         self.run_dir.mkdir(mode=0o700)
         pairs = [socket.socketpair() for _ in range(key.world_size)]
         self._channels = [ours for ours, _ in pairs]
         self.inboxes = [Inbox(channel) for channel in self._channels]
-        self._captured: dict[int, list[int]] = {}  # by rank: files that hold what it prints
+        self.captured = Captured()
         request = ForkWorld(
             number=number,
             world_size=key.world_size,
@@ -126,6 +127,7 @@ class World:
         finally:
             for _, theirs in pairs:
                 theirs.close()
+        base.watch(self.pids)
         self._readers = [LedgerReader(self.run_dir, rank) for rank in range(key.world_size)]
         self._tests = count(1)
         self._up = False
@@ -139,10 +141,8 @@ class World:
             channel.settimeout(max(0.01, end - time.monotonic()))
             try:
                 message = receive(channel)
-                if isinstance(message, Up) and message.captured:
-                    self._captured[rank] = socket.recv_fds(
-                        channel, 1, message.captured, socket.MSG_CMSG_CLOEXEC
-                    )[1]
+                if isinstance(message, Up):
+                    self.captured.receive(rank, channel, message.captured)
             except (Closed, TimeoutError) as error:
                 code = self.zygote.wait_exit(self.pids[rank], 1.0)
                 how = (
@@ -183,13 +183,12 @@ class World:
             # A group's number is not given again while it has members.
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
+        self._base.forget(self.pids)
         for reader in self._readers:
             reader.close()
         for channel in self._channels:
             channel.close()
-        while self._captured:
-            for fd in self._captured.popitem()[1]:
-                os.close(fd)
+        self.captured.close()
         if not self.key.init:
             self._store.close()
         shutil.rmtree(self.run_dir, ignore_errors=True)
@@ -217,16 +216,6 @@ class World:
                     os.killpg(pid, number)
             for pid in alive:
                 self.zygote.wait_exit(pid, max(0.0, end - time.monotonic()))
-
-    def printed(self, rank: int) -> list[tuple[str, str]]:
-        """What a rank has printed that is in no report, as sections of one."""
-        found = []
-        for stream, fd in zip(_STREAMS, self._captured.get(rank, ()), strict=False):
-            size = os.fstat(fd).st_size
-            if size:
-                text = os.pread(fd, _MOST_SHOWN, max(0, size - _MOST_SHOWN)).decode(errors="replace")
-                found.append((f"Captured {stream} until the end", text))
-        return found
 
     @property
     def readers(self) -> list[LedgerReader]:
@@ -377,7 +366,7 @@ class _Test:
                 failure = next((one.failure for one in early if one.failure is not None), None)
                 reports = tuple(one.report for one in early)
                 result.outcomes[rank] = Outcome(reports, failure, groups={}, fired=())
-            if printed := self.world.printed(rank):
+            if printed := self.world.captured.printed(rank):
                 result.printed[rank] = printed
 
     def _came_right(self) -> bool:
