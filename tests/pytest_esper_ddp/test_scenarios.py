@@ -301,6 +301,16 @@ def test_new_after_a_group(ddp):
     dist.barrier()
 
 @ddp2
+def test_leave_a_thread_that_ends(ddp):
+    threading.Thread(target=time.sleep, args=(0.05,)).start()
+    STATE.append("ending thread")
+
+@ddp2
+def test_the_same_after_it(ddp):
+    assert STATE == ["ending thread"]
+    dist.barrier()
+
+@ddp2
 def test_leave_a_thread(ddp):
     if ddp.rank == 1:
         threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()

@@ -94,7 +94,7 @@ class Control:
         values.copy_(total.div_(self.world_size))
 
     def close(self) -> None:
-        """Destroy the groups. Not a collective.
+        """Destroy the groups. Not a collective. Threads close their sockets, and end soon after.
 
         After an exchange was called off they are left to the end of the process: gloo's destructor waits for
         the operation that is still under way, which would hold the error up for another second.
@@ -104,15 +104,12 @@ class Control:
         called_off = self._deadline.called_off
         self._group = None
         del self._deadline
-        if not called_off:
-            dist.destroy_process_group(self._groups[0])
-            dist.destroy_process_group(self._groups[1])
-            # In gloo the end of each sleeps for 20 ms: both at once.
-            other = Thread(target=[self._groups.pop()].clear)
-            other.start()
-            self._groups.clear()
-            other.join()
-        self._groups.clear()
+        while self._groups:
+            ending = [self._groups.pop()]
+            if not called_off:
+                dist.destroy_process_group(ending[0])
+                # gloo sleeps for up to 10 ms to close a connection, and has one to each other rank.
+                Thread(target=ending.clear, name="end of a control group").start()
 
     def _from_all(self, copies: Tensor, purpose: str, where: str) -> Tensor:
         """What each rank has `copies` of, one a rank, in group order; `copies` (ranks * N,).
