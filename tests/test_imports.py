@@ -287,7 +287,9 @@ def test_importing_it_does_not_import_torch(module: str) -> None:
 def test_a_session_without_tests_on_ranks_loads_nothing_of_what_runs_them(tmp_path: Path) -> None:
     plant(tmp_path, "test_plain.py", "def test_plain():\n    pass\n")
     loaded = f"sorted(name for name in sys.modules if name.split('.')[0] in {OURS})"
-    options = ["-q", "-p", "pytest_esper_ddp.plugin", "-p", "no:cacheprovider", str(tmp_path)]
+    # From its root downwards pytest asks of every file in its way whether it is a test.
+    place = [f"--rootdir={tmp_path}", str(tmp_path)]
+    options = ["-q", "-p", "pytest_esper_ddp.plugin", "-p", "no:cacheprovider", *place]
     code = f"import pytest, sys; sys.path[:0] = [{str(SRC)!r}]; pytest.main({options}); print({loaded})"
     done = subprocess.run(
         [sys.executable, "-Ic", code],

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,7 +18,7 @@ LONG = 100.0
 # So many that no inner session waits for ranks of another, or of whatever else runs here.
 _ALONE = {"PYTEST_DDP_SLOTS": "500"}
 # Outcomes with their messages, uncut.
-_ALWAYS = ("-rpfEsxX", "-p", "no:cacheprovider")
+PYTEST = ("-m", "pytest", "-rpfEsxX", "-p", "no:cacheprovider")
 HEAD = """
 import os, signal, sys, threading, time
 from pathlib import Path
@@ -84,15 +84,17 @@ class Inner:
         path.write_text(head + text)
         return path
 
-    def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-        """Start a session and leave it running."""
+    def start(
+        self, *arguments: str, env: Mapping[str, str] | None = None, command: Sequence[str] = PYTEST
+    ) -> subprocess.Popen[str]:
+        """Start a session, or what else Python is to run, and leave it running."""
         kept = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("PYTEST_", "COV_", "COVERAGE")) and name not in ("RANK", "WORLD_SIZE")
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", *_ALWAYS, *arguments],
+            [sys.executable, *command, *arguments],
             cwd=self.folder,
             env={**kept, "COLUMNS": "250", "ESPER_TEST_TOKEN": self.token, **_ALONE, **(env or {})},
             stdin=subprocess.DEVNULL,

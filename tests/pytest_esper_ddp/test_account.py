@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pytest_esper_ddp.controller.merge import Frame, merge
-from pytest_esper_ddp.controller.world import Run
+from pytest_esper_ddp.controller.run import Run
 from pytest_esper_ddp.report.account import Row, give_account, row_in
 from pytest_esper_ddp.verdict import Verdict
 from pytest_esper_ddp.wire.messages import Failure, Outcome

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from pytest_esper_ddp.controller.merge import Frame, errored, first_failure, merge
-from pytest_esper_ddp.controller.world import Run
+from pytest_esper_ddp.controller.run import Run
 from pytest_esper_ddp.verdict import Verdict
 from pytest_esper_ddp.wire.messages import Failure, Outcome
 from tests.pytest_esper_ddp.plans import diagnosis, failure, item

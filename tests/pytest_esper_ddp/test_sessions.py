@@ -212,6 +212,7 @@ def of_module():
     return []
 
 @ddp2
+@pytest.mark.xdist_group("together")
 @pytest.mark.parametrize("number", range(5))
 def test_spread(ddp, of_module, number, record_property):
     of_module.append(number)
@@ -241,26 +242,31 @@ def test_wrong(ddp): ...
 def test_with_xdist(inner: Inner) -> None:
     for name in ("test_one.py", "test_two.py", "test_three.py"):
         inner.file(SPREAD, name)
-    result = inner.run("-n", "2", "--junitxml=out.xml")
+    result = inner.run("-n", "2", "--dist=loadgroup", "--ddp-world-size=2,4", "--junitxml=out.xml")
     assert result.text.rstrip().splitlines()[-1].startswith("=")
-    assert re.search(r"= 3 failed, 21 passed, 3 errors in", result.text), result.text
-    assert result.messages["test_failing"].startswith("rank 1: assert 1 != 1")
+    assert re.search(r"= 6 failed, 39 passed, 3 errors in", result.text), result.text
+    assert result.messages["test_failing[2ranks]"].startswith("rank 1: assert 1 != 1")
     assert "Traceback" not in result.text + result.errors
-    assert [row[:4] for row in result.table] == [
+    assert sorted(row[:4] for row in result.table) == [
+        *[["fault[2ranks]", "skip on rank 1 (op barrier)", "missing", "1"]] * 3,
+        *[["fault[4ranks]", "skip on rank 1 (op barrier)", "missing", "1"]] * 3,
         ["scenario", "fault", "outcome", "guilty"],
-        *[["fault", "skip on rank 1 (op barrier)", "missing", "1"]] * 3,
     ]
     properties = junit_properties(inner.folder / "out.xml")
     seconds = [found.pop("ddp_seconds") for found in properties.values() if found]
     assert all(0 < float(text) < 60 for text in seconds)
-    assert properties["test_spread[3]"] == {
+    assert properties["test_spread[2ranks-3]"] == {
         "number": "3",
         "seen by": "0 and 1",
         "ddp_world_size": "2",
         "ddp_kind": "healthy",
     }
-    assert properties["test_failing"] == {"ddp_world_size": "2", "ddp_kind": "failed", "ddp_rank": "1"}
-    assert properties["test_fault"] == {"ddp_world_size": "2", "ddp_kind": "missing", "ddp_rank": "1"}
+    assert properties["test_failing[2ranks]"] == {
+        "ddp_world_size": "2",
+        "ddp_kind": "failed",
+        "ddp_rank": "1",
+    }
+    assert properties["test_fault[4ranks]"] == {"ddp_world_size": "4", "ddp_kind": "missing", "ddp_rank": "1"}
     assert properties["test_plain"] == properties["test_wrong"] == {}
 
 
@@ -372,28 +378,3 @@ def test_a_rank_may_end_the_session(inner: Inner) -> None:
     result = inner.run()
     assert result.ends == {"test_one": "FAILED"}
     assert "! Interrupted: rank 1: Exit: enough !" in result.text
-
-
-HANGS = """
-@pytest.mark.ddp(lockstep="off", timeout=60)
-@pytest.mark.timeout(2, method="signal")
-def test_by_signal(ddp):
-    dist.barrier() if ddp.rank else time.sleep(1000)
-
-@pytest.mark.ddp(lockstep="off", timeout=60)
-@pytest.mark.timeout(2, method="thread")
-def test_by_thread(ddp):
-    dist.barrier() if ddp.rank else time.sleep(1000)
-
-@ddp2
-def test_next(ddp):
-    dist.barrier()
-"""
-
-
-def test_our_deadline_comes_before_that_of_pytest_timeout(inner: Inner) -> None:
-    inner.file(HANGS)
-    result = inner.run()
-    assert result.ends == {"test_by_signal": "FAILED", "test_by_thread": "FAILED", "test_next": "PASSED"}
-    for name in ("test_by_signal", "test_by_thread"):
-        assert re.search(rf"rank 0 was sleeping at test_inner.py:\d+  {name} at the test's", result.text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,9 +10,9 @@ from typing import Any, Literal
 import pytest
 
 from esper.lockstep.proof.finding import ranks_text
-from pytest_esper_ddp.controller.world import Run
+from pytest_esper_ddp.controller.run import Run
 from pytest_esper_ddp.verdict import Verdict
-from pytest_esper_ddp.wire.messages import Failure
+from pytest_esper_ddp.wire.messages import Failure, Finalised
 
 Phase = Literal["setup", "call", "teardown"]
 PHASES: tuple[Phase, ...] = ("setup", "call", "teardown")
@@ -65,16 +66,13 @@ def _agreed(frame: Frame, run: Run, by_rank: Mapping[int, Sequence[Any]]) -> lis
             for report in ones
             if type(report) is pytest.TestReport and report.when == when
         }
-        merged += [report for ones in by_rank.values() for report in ones if _is_extra(report, when)]
+        merged += _extras(by_rank, when)
         if not reports:
             continue
         if any(report.failed for report in reports.values()):
             merged.append(_culprit_report(frame, run, reports, when))
         elif len({_end(report)[0] for report in reports.values()}) > 1:
-            told = "; ".join(
-                f"rank {rank} {' '.join(_end(report))}" for rank, report in sorted(reports.items())
-            )
-            merged.append(_report(frame, when, "failed", f"the ranks disagree: {told}"))
+            merged.append(_report(frame, when, "failed", _disagreement(reports)))
         else:
             report = reports[min(reports)]
             report.sections = _sections(reports)
@@ -88,9 +86,37 @@ def _agreed(frame: Frame, run: Run, by_rank: Mapping[int, Sequence[Any]]) -> lis
     return merged
 
 
-def _is_extra(report: Any, when: str) -> bool:
-    """A report that a plugin added, a subtest's for one."""
-    return type(report) is not pytest.TestReport and getattr(report, "when", None) == when
+def _extras(by_rank: Mapping[int, Sequence[Any]], when: str) -> list[Any]:
+    """Reports that a plugin added, a subtest's for one: what ranks say of the same one is one report."""
+    alike: dict[tuple[Any, ...], dict[int, Any]] = {}
+    for rank, ones in by_rank.items():
+        seen: Counter[tuple[Any, ...]] = Counter()
+        for report in ones:
+            if type(report) is pytest.TestReport or getattr(report, "when", None) != when:
+                continue
+            key = type(report), str(getattr(report, "context", ""))
+            seen[key] += 1
+            alike.setdefault((*key, seen[key]), {})[rank] = report
+    return [_extra(reports) for reports in alike.values()]
+
+
+def _extra(reports: Mapping[int, Any]) -> Any:
+    failed = [rank for rank, report in reports.items() if report.failed]
+    report = reports[min(failed or reports)]
+    if failed:
+        _prefix(report, f"rank {min(failed)}: ")
+    elif len({_end(one)[0] for one in reports.values()}) > 1:
+        report.outcome, report.longrepr = "failed", _disagreement(reports)
+    report.sections = _sections(reports)
+    others = [f"rank {rank}: {' '.join(_end(one))}" for rank, one in sorted(reports.items())]
+    if failed and len(reports) > 1:
+        report.sections.insert(0, ("all ranks", "\n".join(others)))
+    return report
+
+
+def _disagreement(reports: Mapping[int, pytest.TestReport]) -> str:
+    told = "; ".join(f"rank {rank} {' '.join(_end(report))}" for rank, report in sorted(reports.items()))
+    return f"the ranks disagree: {told}"
 
 
 def _end(report: pytest.TestReport) -> tuple[str, ...]:
@@ -118,7 +144,9 @@ def _culprit_report(
     _prefix(report, f"rank {culprit}: ")
     report.sections = _sections(reports)
     others = [
-        f"rank {rank}: {_one_line(failure)}" for rank, failure in sorted(failures.items()) if rank != culprit
+        f"rank {rank}: {_one_line(failures[rank]) if rank in failures else _crash(reports[rank])}"
+        for rank in sorted(failed)
+        if rank != culprit
     ]
     passed = sorted(set(reports) - set(failed))
     if passed:
@@ -133,6 +161,32 @@ def first_failure(failures: Mapping[int, Failure]) -> int:
     own = {rank: failure for rank, failure in failures.items() if not failure.victim} or failures
     earliest = min(failure.at for failure in own.values())
     return min(rank for rank, failure in own.items() if failure.at - earliest < _TOGETHER)
+
+
+def with_ends(frame: Frame, reports: list[Any], ends: Mapping[int, Finalised]) -> list[Any]:
+    """The reports of an item after which ranks ended: what that raised is an error of its teardown."""
+    report = end_of(frame, ends)
+    if report is None:
+        return reports
+    passed = bool(reports) and reports[-1].when == "teardown" and reports[-1].passed
+    return [*(reports[:-1] if passed else reports), report]
+
+
+def end_of(frame: Frame, ends: Mapping[int, Finalised]) -> pytest.TestReport | None:
+    """The report on ranks that could not finalise their fixtures; None where all could."""
+    failures = {rank: end.failure for rank, end in ends.items() if end.failure is not None}
+    if not failures:
+        return None
+    culprit = first_failure(failures)
+    data = ends[culprit].report
+    report: pytest.TestReport = (
+        _report(frame, "teardown", "failed", failures[culprit].text) if data is None else frame.load(data)
+    )
+    _prefix(report, f"rank {culprit}: ")
+    others = [f"rank {rank}: {_one_line(one)}" for rank, one in sorted(failures.items()) if rank != culprit]
+    if others:
+        report.sections.append(("other ranks", "\n".join(others)))
+    return report
 
 
 def _one_line(failure: Failure) -> str:
@@ -197,7 +251,8 @@ def _story(run: Run) -> str:
             f"rank {rank} {'was ended by signal ' + str(-code) if code < 0 else f'exited with status {code}'}"
         )
     if run.diagnosis is None:
-        why = {"timeout": "at the test's time-out", "grace": "0.5 s after the first rank had failed"}.get(
+        at_time_out = "at the test's time-out" + (f" ({run.shortened})" if run.shortened else "")
+        why = {"timeout": at_time_out, "grace": "0.5 s after the first rank had failed"}.get(
             run.why_ended or "", ""
         )
         lines += [f"rank {rank} was {where} {why}".rstrip() for rank, where in sorted(run.unfinished.items())]
@@ -211,6 +266,12 @@ def _story(run: Run) -> str:
         if outcome.error is not None and outcome.failure is None
     ]
     return "\n".join(lines)
+
+
+def _crash(report: pytest.TestReport) -> str:
+    """Of a rank whose first failure was in an earlier phase."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return (crash.message if crash is not None else report.longreprtext).partition("\n")[0]
 
 
 def _prefix(report: pytest.TestReport, text: str) -> None:

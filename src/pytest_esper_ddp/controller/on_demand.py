@@ -42,6 +42,8 @@ class OnDemand:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         """Run a test on ranks, which comes to as many reports as any."""
+        if self._session is not None:
+            self._session.last_item = item
         if not is_ddp(item):
             return None
         session = self._made()

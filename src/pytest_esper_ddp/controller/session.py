@@ -6,7 +6,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,14 @@ from typing import Any
 import pytest
 
 from pytest_esper_ddp.controller import merge
+from pytest_esper_ddp.controller.coverage import take_in
+from pytest_esper_ddp.controller.deadlines import deadline_of, stop_other_clocks
+from pytest_esper_ddp.controller.key import WorldKey
+from pytest_esper_ddp.controller.run import Run
 from pytest_esper_ddp.controller.rundir import RunDirectory
 from pytest_esper_ddp.controller.slots import Slots, processors
 from pytest_esper_ddp.controller.store import Store
-from pytest_esper_ddp.controller.world import Run, World, WorldKey
+from pytest_esper_ddp.controller.world import World
 from pytest_esper_ddp.controller.zygote import ZygoteClient
 from pytest_esper_ddp.declared import is_ddp
 from pytest_esper_ddp.errors import HarnessError, MarkerError
@@ -26,6 +30,7 @@ from pytest_esper_ddp.options import Settings
 from pytest_esper_ddp.report.account import Row, give_account, row_in
 from pytest_esper_ddp.scenario import Scenario
 from pytest_esper_ddp.verdict import Observed, judge
+from pytest_esper_ddp.wire.messages import Finalised
 from pytest_esper_ddp.wire.parameters import parameter_digest, parameters
 
 
@@ -43,6 +48,7 @@ class Session:
         self._store = Store()
         self._slots: Slots | None = None
         self._base: RunDirectory | None = None
+        self.last_item: pytest.Item | None = None
 
     # Collection.
 
@@ -108,8 +114,9 @@ class Session:
                 return merge.errored(frame, outcome.refused)
         frame = merge.Frame(item, self._load, started, time.monotonic() - clock, _xfail(item))
         verdict = judge(scenario, _observed(run)) if scenario.faults or scenario.expectation else None
-        reports = merge.merge(frame, run, verdict)
+        reports = merge.with_ends(frame, merge.merge(frame, run, verdict), run.ends)
         give_account(reports, scenario, run, verdict)
+        _show_setups(item, run)
         _forward_warnings(item, run)
         _stop_if_asked(item, run)
         return reports
@@ -131,14 +138,17 @@ class Session:
 
     def _run_in(self, world: World, item: pytest.Item, scenario: Scenario) -> Run:
         self._worlds.pop(world.key, None)  # until it is seen that it can be used again
+        world.last = item
         try:
             following = None if world.key.once else self._next.get(item.nodeid)
-            run = world.run(item.nodeid, following, scenario, _timeout(item, scenario))
+            deadline = deadline_of(item, scenario.timeout)
+            stop_other_clocks(item)
+            run = world.run(item.nodeid, following, scenario, deadline)
         except BaseException:
             world.end(soft=False)
             raise
         if world.key.once or run.spoiled:
-            world.end(soft=not (run.exits or run.unfinished))
+            run.ends = world.end(soft=not (run.exits or run.unfinished))
         else:
             self._worlds[world.key] = world
         return run
@@ -203,7 +213,22 @@ class Session:
         while self._worlds:
             _, world = self._worlds.popitem()
             with suppress(HarnessError):
-                world.end(soft=True)
+                self._report_ends(world, world.end(soft=True))
+        if self._base is not None:
+            take_in(self._base.path)
+
+    def _report_ends(self, world: World, ends: Mapping[int, Finalised]) -> None:
+        """What wide fixtures raised in the end is an error of the last test on these ranks."""
+        if world.last is None:
+            return
+        report = merge.end_of(merge.Frame(world.last, self._load, time.time(), 0.0), ends)
+        if report is None:
+            return
+        if self.last_item is not None and hasattr(self.config, "workerinput"):
+            # xdist takes reports of a worker's last test alone.
+            report.nodeid, report.location = self.last_item.nodeid, self.last_item.location
+            report.sections.insert(0, ("ranks", f"which have run {world.last.nodeid} before"))
+        self.config.hook.pytest_runtest_logreport(report=report)
 
     def close(self) -> None:
         """End everything that this session has started."""
@@ -260,23 +285,17 @@ def _forward_warnings(item: pytest.Item, run: Run) -> None:
         )
 
 
+def _show_setups(item: pytest.Item, run: Run) -> None:
+    """The lines of --setup-show, of the lowest rank."""
+    if run.outcomes and (shown := run.outcomes[min(run.outcomes)].shown):
+        item.config.get_terminal_writer().write(shown)
+
+
 def _stop_if_asked(item: pytest.Item, run: Run) -> None:
     """pytest.exit in a rank ends the session, as it does in any test."""
     for rank, outcome in sorted(run.outcomes.items()):
         if outcome.failure is not None and outcome.failure.type == "Exit":
             item.session.shouldstop = f"rank {rank}: {outcome.failure.text}"
-
-
-def _timeout(item: pytest.Item, scenario: Scenario) -> float:
-    """Ours is always the inner deadline: pytest-timeout's ends the session, or the test without a word on
-    ranks.
-    """
-    if not item.config.pluginmanager.hasplugin("timeout"):
-        return scenario.timeout
-    import pytest_timeout  # type: ignore[import-untyped]
-
-    theirs = pytest_timeout._get_item_settings(item).timeout
-    return min(scenario.timeout, 0.8 * theirs) if theirs else scenario.timeout
 
 
 def _differing(item: pytest.Item) -> str:

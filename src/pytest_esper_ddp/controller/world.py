@@ -10,20 +10,24 @@ import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+
+import pytest
 
 from esper.lockstep.frames import INTERNAL
 from esper.lockstep.proof.finding import SUSPECTED, Patience
 from esper.lockstep.rank.stacks import stack_path
 from esper.lockstep.record.reader import LedgerReader
-from esper.lockstep.report.diagnosis import Diagnosis, short_site
+from esper.lockstep.report.diagnosis import short_site
 from esper.lockstep.run.evidence import current_line
 from esper.lockstep.run.process import kept_waiting
 from esper.lockstep.run.supervisor import Supervisor
 from pytest_esper_ddp.controller.captured import Captured
-from pytest_esper_ddp.controller.devices import backend_for, gpu_count
+from pytest_esper_ddp.controller.coverage import measured
+from pytest_esper_ddp.controller.deadlines import Deadline
+from pytest_esper_ddp.controller.key import WorldKey
+from pytest_esper_ddp.controller.run import Run
 from pytest_esper_ddp.controller.rundir import RunDirectory
 from pytest_esper_ddp.controller.store import Store
 from pytest_esper_ddp.controller.zygote import ZygoteClient
@@ -32,7 +36,17 @@ from pytest_esper_ddp.faults import FILES
 from pytest_esper_ddp.markers import BY_PROGRAM
 from pytest_esper_ddp.scenario import Scenario
 from pytest_esper_ddp.wire.channel import Closed, Inbox, Unreadable, receive, send
-from pytest_esper_ddp.wire.messages import Broken, Early, EndWorld, ForkWorld, Outcome, RunTest, Up
+from pytest_esper_ddp.wire.messages import (
+    Broken,
+    Early,
+    EndWorld,
+    Failure,
+    Finalised,
+    ForkWorld,
+    Outcome,
+    RunTest,
+    Up,
+)
 
 _POLL = 0.004
 _UP_WITHIN = 60.0
@@ -40,53 +54,11 @@ _UP_WITHIN = 60.0
 _GRACE = 0.5
 _AFTER_VERDICT = 0.1
 _SOFT_END = 1.0
+_FINALISED_WITHIN = 5.0
 _TERM_TO_KILL = 0.05
+_TERM_TO_KILL_MEASURED = 2.0  # what it has executed is to be written first
 _STOPPED_PATIENCE = 0.5
 _numbers = count(1)
-
-
-@dataclass(frozen=True)
-class WorldKey:
-    """What two tests must have in common to share a world."""
-
-    world_size: int
-    backend: str
-    init: bool
-    lockstep: bool
-    once: bool  # never shared: each of its tests gets new ranks
-
-    @classmethod
-    def of(cls, scenario: Scenario) -> WorldKey:
-        """Raises HarnessError when this machine has no such backend for that many ranks."""
-        backend = backend_for(scenario.backend, scenario.world_size, gpu_count())
-        once = scenario.isolation == "fresh" or not scenario.init
-        return cls(scenario.world_size, backend, scenario.init, scenario.lockstep != "off", once)
-
-
-@dataclass
-class Run:
-    """All that is known of one test's run; seconds, CLOCK_MONOTONIC where it is a time."""
-
-    started: float
-    ended: float = 0.0
-    outcomes: dict[int, Outcome] = field(default_factory=dict)
-    exits: dict[int, int] = field(default_factory=dict)
-    unfinished: dict[int, str] = field(default_factory=dict)  # rank: where it was
-    why_ended: str | None = None  # timeout, grace, verdict; None: every rank reported or died
-    diagnosis: Diagnosis | None = None
-    decided_at: float = 0.0
-    fired: dict[int, float] = field(default_factory=dict)  # index of the fault: when
-    broken: str | None = None  # traceback of lockstep's own failure
-    uneven: bool = False  # the ranks' groups are not at the same collective
-    # What ranks without an outcome have printed since their last report: name of the section, and text.
-    printed: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
-
-    @property
-    def spoiled(self) -> bool:
-        """Whether the world can't be used again."""
-        leaks = any(outcome.leaks for outcome in self.outcomes.values())
-        failed = any(outcome.failure or outcome.error for outcome in self.outcomes.values())
-        return bool(self.exits or self.unfinished or self.diagnosis or self.uneven or leaks or failed)
 
 
 class World:
@@ -101,7 +73,9 @@ class World:
         seed: int,
         store: Store,
     ) -> None:
-        """`store` is this world's alone where the group is left to its test."""
+        """`store` is this world's alone where the group is left to its test; what coverage finds stays in
+        `base`.
+        """
         number = next(_numbers)
         self.key, self.zygote, self._store = key, zygote, store
         self._base = base
@@ -121,7 +95,9 @@ class World:
             lockstep=key.lockstep,
             seed=seed,
             store_port=store.port,
+            measured=measured(base.path),
         )
+        self._term_to_kill = _TERM_TO_KILL if request.measured is None else _TERM_TO_KILL_MEASURED
         try:
             self.pids = zygote.fork(request, [theirs for _, theirs in pairs])
         finally:
@@ -130,6 +106,7 @@ class World:
         base.watch(self.pids)
         self._readers = [LedgerReader(self.run_dir, rank) for rank in range(key.world_size)]
         self._tests = count(1)
+        self.last: pytest.Item | None = None  # that has run here
         self._up = False
 
     def wait_up(self) -> None:
@@ -157,10 +134,10 @@ class World:
             assert isinstance(message, Up)
         self._up = True
 
-    def run(self, nodeid: str, next_nodeid: str | None, scenario: Scenario, timeout: float) -> Run:
+    def run(self, nodeid: str, next_nodeid: str | None, scenario: Scenario, deadline: Deadline) -> Run:
         """Run one item on every rank until all have reported, one has been judged, or time is up."""
         self.wait_up()
-        test = _Test(self, f"{next(self._tests)} {nodeid}", scenario, timeout)
+        test = _Test(self, f"{next(self._tests)} {nodeid}", scenario, deadline)
         shared = self.run_dir / "shared"
         shutil.rmtree(shared, ignore_errors=True)
         shared.mkdir()
@@ -172,12 +149,13 @@ class World:
         with test.selector:
             return test.watch()
 
-    def end(self, *, soft: bool) -> None:
+    def end(self, *, soft: bool) -> Mapping[int, Finalised]:
         """End every rank, and what tests have started and left; `soft` lets ranks finalise their fixtures
-        first.
+        first, and what came of that is returned.
         """
+        ends: dict[int, Finalised] = {}
         with suppress(HarnessError):  # without the zygote there are no ranks any more
-            if not (soft and self._ended_by_themselves()):
+            if not (soft and self._ended_by_themselves(ends)):
                 self._kill()
         for pid in self.pids:
             # A group's number is not given again while it has members.
@@ -192,11 +170,22 @@ class World:
         if not self.key.init:
             self._store.close()
         shutil.rmtree(self.run_dir, ignore_errors=True)
+        return ends
 
-    def _ended_by_themselves(self) -> bool:
+    def _ended_by_themselves(self, ends: dict[int, Finalised]) -> bool:
         for channel in self._channels:
             with suppress(Closed):
                 send(channel, EndWorld())
+        end = time.monotonic() + _FINALISED_WITHIN
+        for rank, channel in enumerate(self._channels):
+            channel.settimeout(max(0.01, end - time.monotonic()))
+            try:
+                ends[rank] = receive(channel)
+            except TimeoutError:
+                ends[rank] = _cut_off(f"its fixtures were not finalised within {_FINALISED_WITHIN:g} s")
+            except Closed:
+                code = self.zygote.wait_exit(self.pids[rank], _SOFT_END)
+                ends[rank] = _cut_off(f"ended with {code} while its fixtures were finalised")
         end = time.monotonic() + _SOFT_END
         return all(
             self.zygote.wait_exit(pid, max(0.0, end - time.monotonic())) is not None for pid in self.pids
@@ -205,7 +194,7 @@ class World:
     def _kill(self) -> None:
         for number, within in (
             (signal.SIGCONT, 0.0),
-            (signal.SIGTERM, _TERM_TO_KILL),
+            (signal.SIGTERM, self._term_to_kill),
             (signal.SIGKILL, _SOFT_END),
         ):
             end = time.monotonic() + within
@@ -226,11 +215,11 @@ class World:
 class _Test:
     """The watch over one run."""
 
-    def __init__(self, world: World, name: str, scenario: Scenario, timeout: float) -> None:
+    def __init__(self, world: World, name: str, scenario: Scenario, deadline: Deadline) -> None:
         self.world, self.name, self.scenario = world, name, scenario
         self.selector = selectors.DefaultSelector()
-        self.result = Run(started=time.monotonic())
-        self.deadline = self.result.started + timeout
+        self.result = Run(started=time.monotonic(), shortened=deadline.note)
+        self.deadline = self.result.started + deadline.seconds
         self.act_at: float | None = None
         self.kept: dict[int, float] = {}  # then, by rank: how long each had been kept from a processor
         self.pending = set(range(world.key.world_size))
@@ -377,6 +366,10 @@ class _Test:
             self.pending or result.exits or any(one.failure or one.error for one in result.outcomes.values())
         )
         return suspected and ended_well and self.scenario.expectation is None
+
+
+def _cut_off(text: str) -> Finalised:
+    return Finalised(Failure("teardown", time.monotonic(), "HarnessError", text, victim=False))
 
 
 def _uneven(outcomes: Mapping[int, Outcome]) -> bool:

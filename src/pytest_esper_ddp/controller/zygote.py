@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from pytest_esper_ddp.controller.coverage import OF_SUBPROCESSES
 from pytest_esper_ddp.errors import HarnessError
 from pytest_esper_ddp.wire.channel import Closed, receive, send
 from pytest_esper_ddp.wire.messages import Broken, Collect, Collected, Exited, Forked, ForkWorld, Preload
@@ -41,6 +42,7 @@ _RESET: dict[str, Any] = {
     "newfirst": False,
     "stepwise": False,
     "stepwise_skip": False,
+    "stepwise_reset": False,
     "keyword": "",
     "markexpr": "",
     "deselect": None,
@@ -49,7 +51,6 @@ _RESET: dict[str, Any] = {
     "basetemp": None,
     "cacheclear": False,
     "collectonly": False,
-    "setupplan": False,
     "pastebin": None,
     # A rank has no terminal: pdb would read an end of file there and end the rank.
     "usepdb": False,
@@ -84,7 +85,7 @@ class ZygoteClient:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={
-                    **os.environ,
+                    **{name: value for name, value in os.environ.items() if name not in OF_SUBPROCESSES},
                     "OMP_NUM_THREADS": "1",
                     "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
                 },

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from esper.lockstep.rank.recorder import Recorder, is_victim
 from esper.lockstep.rank.stacks import answer_stack_requests
 from esper.lockstep.record.ledger import Ledger
 from pytest_esper_ddp import handle
+from pytest_esper_ddp.rank.coverage import Measurement
 from pytest_esper_ddp.rank.inject import Injector, refusal
 from pytest_esper_ddp.rank.state import Snapshot
 from pytest_esper_ddp.wire.channel import Closed, receive, send
@@ -36,6 +38,7 @@ from pytest_esper_ddp.wire.messages import (
     Early,
     EndWorld,
     Failure,
+    Finalised,
     ForkWorld,
     Outcome,
     RunTest,
@@ -66,6 +69,8 @@ class Worker:
         self.recorder: Recorder
         self.interception: Interception | None = None
         self.warnings = Warnings()
+        self.measurement: Measurement | None = None
+        self.last: pytest.Item | None = None
 
     def run(self) -> int:
         """Start, serve until told to end or until the controller is gone; the process's exit status."""
@@ -88,16 +93,35 @@ class Worker:
         except Closed:
             soft = False
         if soft:
-            # Else session and module fixtures would never be finalised.
-            self.session._setupstate.teardown_exact(None)
+            self._answer_end()
+        if self.measurement is not None:
+            self.measurement.stop()
         return 0
+
+    def _answer_end(self) -> None:
+        """Finalise session and module fixtures, which nothing else would, and say what came of it."""
+        call = pytest.CallInfo.from_call(
+            lambda: self.session._setupstate.teardown_exact(None), when="teardown"
+        )
+        end = Finalised()
+        if call.excinfo is not None and self.last is not None:
+            report = pytest.TestReport.from_item_and_call(self.last, call)
+            end = Finalised(
+                failure_of(call.excinfo.value, "teardown", time.monotonic()), _serialised(self.last, report)
+            )
+        with suppress(Closed):
+            send(self.channel, end)
 
     def _start(self) -> None:
         world, config = self.world, self.session.config
         _own_capture(config)
+        _no_other_clocks(config)
         _own_temp(config, world.base_temp / f"rank{self.rank}")
         # Once for all tests: whoever registers is told every warning there has ever been.
         config.pluginmanager.register(self.warnings)
+        if world.measured is not None:
+            self.measurement = Measurement(config, world.measured)
+            config.pluginmanager.register(self.measurement)
         answer_stack_requests(world.run_dir, self.rank)
         self.recorder = Recorder(
             Ledger(world.run_dir, self.rank, world.world_size, _LEDGER_RECORDS), INTERNAL + _plumbing()
@@ -112,6 +136,8 @@ class Worker:
             WORLD_SIZE=str(world.world_size),
             LOCAL_WORLD_SIZE=str(world.world_size),
         )
+        # A launcher may have left it, and programs take it for the sign that they run under one.
+        os.environ.pop("TORCHELASTIC_RUN_ID", None)
         if world.init:
             _join(world, self.rank)
         else:
@@ -126,13 +152,14 @@ class Worker:
     def _test(self, order: RunTest, snapshot: Snapshot) -> Outcome:
         if (refused := refusal(order.faults)) is not None:
             return Outcome((), None, {}, (), refused=refused)
-        item = self.items[order.nodeid]
+        item = self.last = self.items[order.nodeid]
         observer = Observer(self.recorder, lambda report: self._send_ahead(item, report, observer.failure))
         current = handle.DDP(self.rank, self.world.world_size, self.world.backend, order.shared_path)
         item.stash[handle.CURRENT] = current
         manager = self.session.config.pluginmanager
         manager.register(observer)
         self.warnings.recorded.clear()
+        shown = _shown_setups(item.config)
         # Every rank counts from 0 again before any of them can issue something.
         if self.interception is None:
             self.recorder.begin(order.name)
@@ -155,6 +182,8 @@ class Worker:
         finally:
             manager.unregister(observer)
         self.recorder.over()
+        if self.measurement is not None:
+            self.measurement.save()
         return Outcome(
             reports=tuple(_serialised(item, report) for report in observer.reports),
             failure=observer.failure,
@@ -164,6 +193,7 @@ class Worker:
             notes=tuple(current.notes),
             error=error,
             warnings=tuple(self.warnings.recorded),
+            shown=shown.getvalue(),
         )
 
     def _answer(self, outcome: Outcome) -> None:
@@ -318,6 +348,24 @@ def _serialised(item: pytest.Item, report: pytest.TestReport) -> dict[str, Any]:
     if data.get("user_properties"):
         data["user_properties"] = packed(data["user_properties"])
     return data
+
+
+def _shown_setups(config: pytest.Config) -> StringIO:
+    """Where --setup-show writes from now on; nothing else has a terminal here."""
+    text = StringIO()
+    if config.option.setupshow:
+        config.get_terminal_writer()._file = text
+    return text
+
+
+def _no_other_clocks(config: pytest.Config) -> None:
+    """pytest's own process has the test's deadline: a rank that ended by itself would be the one to blame."""
+    manager = config.pluginmanager
+    if manager.hasplugin("timeout"):
+        manager.unregister(name="timeout")
+    with suppress(KeyError, ValueError):  # no such plugin, or one that can't exit
+        if config.getini("faulthandler_exit_on_timeout"):
+            manager.unregister(name="faulthandler")
 
 
 def _own_temp(config: pytest.Config, path: Path) -> None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import gc
 import importlib
+import logging
 import os
 import select
 import signal
 import socket
 import sys
 import traceback
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -38,12 +40,16 @@ class Zygote:
 
     def __init__(self, channel: socket.socket) -> None:
         self.channel = channel
+        # Plugins warn while they are configured, and in pytest's own process they have done so.
+        self._show_warning = warnings.showwarning
+        warnings.showwarning = lambda *args, **kwargs: None
         self._errors: list[str] = []
         self._children: dict[int, int] = {}  # pid by pidfd
 
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
         """Nothing of this session may reach the terminal: pytest's own process reports."""
+        warnings.showwarning = self._show_warning
         reporter = config.pluginmanager.getplugin("terminalreporter")
         if reporter is not None:
             config.pluginmanager.unregister(reporter)
@@ -56,6 +62,8 @@ class Zygote:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Say what was collected, then fork worlds until the controller is gone."""
+        if getattr(session.config.option, "loadgroup", False):
+            _name_groups(session.items)
         items = {item.nodeid: item for item in session.items if is_ddp(item)}
         threads = len(os.listdir("/proc/self/task"))
         digests = {nodeid: parameter_digest(item) for nodeid, item in items.items()}
@@ -128,12 +136,24 @@ class Zygote:
         send(self.channel, Exited(pid, os.waitstatus_to_exitcode(status)))
 
 
+def _name_groups(items: Sequence[Any]) -> None:
+    """With --dist=loadgroup a worker of xdist has other names for its items than pytest."""
+    for item in items:
+        groups = {
+            str((*mark.args, mark.kwargs.get("name", "default"))[0])
+            for mark in item.iter_markers("xdist_group")
+        }
+        if groups:
+            item._nodeid = f"{item.nodeid}@{'_'.join(sorted(groups))}"
+
+
 class SilentReporter:
     """Stands in for the terminal reporter: plugins look it up and call it."""
 
     def __init__(self, reporter: Any) -> None:
         self._tw = reporter._tw
-        self._tw._file = open(os.devnull, "w")  # noqa: SIM115  lives as long as the process
+        # Lives as long as the process, also where --setup-show is written elsewhere.
+        self._tw._file = self.nowhere = open(os.devnull, "w")  # noqa: SIM115
         self.config = reporter.config
         self.verbosity = reporter.verbosity
 
@@ -151,12 +171,17 @@ def _messages(channel: socket.socket) -> Iterator[Collect]:
 
 
 def _session(channel: socket.socket, request: Collect) -> None:
-    from _pytest.config import Config
+    from _pytest.config import get_config
     from _pytest.main import _main, wrap_session
 
     os.chdir(request.directory)
-    config = Config.fromdictargs(dict(request.options), list(request.files))
-    config.pluginmanager.register(Zygote(channel), ROLE)
+    zygote = Zygote(channel)
+    # What Config.fromdictargs does, but for plugins: those are chosen before any is loaded, as in pytest.
+    plugins = [part for name in request.options.get("plugins") or () for part in ("-p", name)]
+    config = get_config([*plugins, *request.files])
+    config.option.__dict__.update({**request.options, "plugins": []})
+    config.parse([*plugins, *request.files], addopts=False)
+    config.pluginmanager.register(zygote, ROLE)
     status = wrap_session(config, _main)
     # Only reached when collection ended the session before its run loop.
     send(channel, Broken(f"pytest ended with status {int(status)} in the process that ranks are forked from"))
@@ -171,9 +196,11 @@ def main() -> None:
     yield_to_running()  # ranks inherit it: there are often more of them than cores
     try:
         import torch
-        import torch.distributed
+        from torch.distributed import c10d_logger
 
         torch.set_num_threads(1)
+        # Of each call that raises torch tells a logger that nobody reads, and pytest's capture reads all.
+        c10d_logger._c10d_logger.setLevel(logging.INFO)
         import pytest_esper_ddp.rank.worker  # noqa: F401
         from esper.lockstep.rank import compiled
 

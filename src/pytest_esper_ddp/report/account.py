@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pytest_esper_ddp.controller.merge import first_failure
-from pytest_esper_ddp.controller.world import Run
+from pytest_esper_ddp.controller.run import Run
 from pytest_esper_ddp.declared import ROW
 from pytest_esper_ddp.scenario import Scenario
 from pytest_esper_ddp.verdict import Verdict

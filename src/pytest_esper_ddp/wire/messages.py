@@ -29,6 +29,15 @@ class Collect:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """How coverage is measured in pytest's process, and where ranks leave theirs."""
+
+    settings: object  # coverage's own
+    data: Path  # what names of files begin with
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class ForkWorld:
     """Fork the ranks of a world; their ends of the socket pairs travel beside this message."""
 
@@ -41,6 +50,7 @@ class ForkWorld:
     lockstep: bool
     seed: int
     store_port: int  # of the session's store, on the loopback interface
+    measured: Measured | None = None
 
 
 # zygote -> controller; Broken also rank -> controller
@@ -164,3 +174,12 @@ class Outcome:
     error: str | None = None
     refused: str | None = None
     warnings: tuple[Warned, ...] = ()
+    shown: str = ""  # what --setup-show prints
+
+
+@dataclass(frozen=True)
+class Finalised:
+    """A rank has finalised its fixtures: why it could not, and the report on that."""
+
+    failure: Failure | None = None
+    report: Mapping[str, Any] | None = None
