@@ -11,6 +11,7 @@ import pytest
 
 BACKENDS = ("gloo", "nccl", "auto")
 ISOLATIONS = ("pool", "fresh")
+STARTS = ("fork", "spawn")
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,14 @@ OPTIONS = (
     Option(
         "isolation", "pool", "|".join(ISOLATIONS), "whether ranks live on between tests", _one_of(*ISOLATIONS)
     ),
+    Option(
+        "start",
+        "fork",
+        "|".join(STARTS),
+        "how ranks are made: forked from a process that has all loaded, or each a new one, which takes "
+        "seconds; tests whose modules start threads or CUDA when they are imported are always spawned",
+        _one_of(*STARTS),
+    ),
     Option("seed", "0", "N", "what the ranks' random generators start from at every test", _seed),
     Option(
         "slots",
@@ -117,6 +126,7 @@ class Settings:
     backend: str
     timeout: float
     isolation: str
+    start: str
     seed: int
     slots: int | None = None  # None: auto
 
@@ -125,7 +135,7 @@ class Settings:
         sizes = ",".join(map(str, self.world_sizes))
         return (
             f"ddp: world-size {sizes}, backend {self.backend}, timeout {self.timeout:g} s, "
-            f"isolation {self.isolation}, seed {self.seed}, slots {self.slots or 'auto'}"
+            f"isolation {self.isolation}, start {self.start}, seed {self.seed}, slots {self.slots or 'auto'}"
         )
 
 
@@ -148,6 +158,7 @@ def settings_of(config: pytest.Config) -> Settings:
         backend=values["backend"],
         timeout=values["timeout"],
         isolation=values["isolation"],
+        start=values["start"],
         seed=values["seed"],
         slots=values["slots"],
     )

@@ -13,7 +13,7 @@ from pytest_esper_ddp.options import Settings
 from pytest_esper_ddp.scenario import Scenario
 from pytest_esper_ddp.wire.messages import Failure
 
-SETTINGS = Settings(world_sizes=(2,), backend="gloo", timeout=30.0, isolation="pool", seed=0)
+SETTINGS = Settings(world_sizes=(2,), backend="gloo", timeout=30.0, isolation="pool", start="fork", seed=0)
 SCENARIO = Scenario(
     world_size=4,
     backend="gloo",

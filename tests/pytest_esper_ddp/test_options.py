@@ -22,6 +22,7 @@ WRONG = [
     ("timeout", "nan", "a number of seconds > 0"),
     ("timeout", "soon", "a number of seconds > 0"),
     ("isolation", "none", "one of pool, fresh"),
+    ("start", "thread", "one of fork, spawn"),
     ("seed", "x", "an integer from 0 to 2**64 - 1"),
     ("seed", "-1", "an integer from 0 to 2**64 - 1"),
     ("seed", str(2**64), "an integer from 0 to 2**64 - 1"),
@@ -59,19 +60,20 @@ def test_the_options_are_these() -> None:
         ("--ddp-backend", "ddp_backend", "PYTEST_DDP_BACKEND", "gloo"),
         ("--ddp-timeout", "ddp_timeout", "PYTEST_DDP_TIMEOUT", "30"),
         ("--ddp-isolation", "ddp_isolation", "PYTEST_DDP_ISOLATION", "pool"),
+        ("--ddp-start", "ddp_start", "PYTEST_DDP_START", "fork"),
         ("--ddp-seed", "ddp_seed", "PYTEST_DDP_SEED", "0"),
         ("--ddp-slots", "ddp_slots", "PYTEST_DDP_SLOTS", "auto"),
     ]
 
 
 def test_what_holds_when_nothing_is_given() -> None:
-    assert astuple(resolve()) == ((2,), "gloo", 30.0, "pool", 0, None)
+    assert astuple(resolve()) == ((2,), "gloo", 30.0, "pool", "fork", 0, None)
 
 
 def test_the_header_shows_every_option() -> None:
     settings = resolve({"ddp_world_size": "2, 4", "ddp_timeout": "1.50", "ddp_seed": "7"})
     assert settings.header() == (
-        "ddp: world-size 2,4, backend gloo, timeout 1.5 s, isolation pool, seed 7, slots auto"
+        "ddp: world-size 2,4, backend gloo, timeout 1.5 s, isolation pool, start fork, seed 7, slots auto"
     )
     assert resolve({"ddp_slots": "8"}).header().endswith(", slots 8")
 

@@ -39,7 +39,10 @@ def test_a_session_without_tests_on_ranks_starts_nothing_and_imports_no_torch(in
     inner.file(PLAIN, head="")
     result = inner.run()
     assert (result.passed, spied(inner)) == ({"test_plain"}, "0 False")
-    assert "ddp: world-size 2, backend gloo, timeout 30 s, isolation pool, seed 0, slots 500" in result.text
+    assert (
+        "ddp: world-size 2, backend gloo, timeout 30 s, isolation pool, start fork, seed 0, slots 500"
+        in result.text
+    )
     assert result.table == []
 
 
@@ -330,8 +333,6 @@ IN_THE_ZYGOTE = """
 import multiprocessing
 if os.environ.get("OMP_NUM_THREADS") == "1" and Path("only_here").exists():
     raise RuntimeError("only in the other process")
-if Path("threads").exists():
-    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
 
 @ddp2
 def test_one(ddp): ...
@@ -348,17 +349,6 @@ def test_a_module_that_only_the_forking_process_cannot_import(inner: Inner) -> N
     told = result.told("test_one")
     assert "the processes that ranks are forked from could not collect test_inner.py::test_one:" in told
     assert "RuntimeError: only in the other process" in told
-
-
-def test_a_module_that_starts_threads_is_refused(inner: Inner) -> None:
-    inner.file(IN_THE_ZYGOTE)
-    (inner.folder / "threads").touch()
-    result = inner.run(env={"OMP_NUM_THREADS": "2"})
-    assert result.ends == {"test_one": "ERROR", "test_plain": "PASSED"}
-    assert result.messages["test_one"] == (
-        "the test modules start 1 thread(s) when they are imported, and a process with threads can't be "
-        "forked safely: start them in a fixture instead"
-    )
 
 
 STOPS = """

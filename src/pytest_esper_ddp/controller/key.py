@@ -17,10 +17,11 @@ class WorldKey:
     init: bool
     lockstep: bool
     once: bool  # never shared: each of its tests gets new ranks
+    start: str  # fork or spawn
 
     @classmethod
-    def of(cls, scenario: Scenario) -> WorldKey:
+    def of(cls, scenario: Scenario, start: str) -> WorldKey:
         """Raises HarnessError when this machine has no such backend for that many ranks."""
         backend = backend_for(scenario.backend, scenario.world_size, gpu_count())
         once = scenario.isolation == "fresh" or not scenario.init
-        return cls(scenario.world_size, backend, scenario.init, scenario.lockstep != "off", once)
+        return cls(scenario.world_size, backend, scenario.init, scenario.lockstep != "off", once, start)

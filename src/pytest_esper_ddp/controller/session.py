@@ -6,7 +6,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from pytest_esper_ddp.controller.key import WorldKey
 from pytest_esper_ddp.controller.run import Run
 from pytest_esper_ddp.controller.rundir import RunDirectory
 from pytest_esper_ddp.controller.slots import Slots, processors
+from pytest_esper_ddp.controller.sources import Sources
 from pytest_esper_ddp.controller.store import Store
 from pytest_esper_ddp.controller.world import World
-from pytest_esper_ddp.controller.zygote import ZygoteClient
 from pytest_esper_ddp.declared import is_ddp
 from pytest_esper_ddp.errors import HarnessError, MarkerError
 from pytest_esper_ddp.markers import scenario_of
@@ -31,16 +31,16 @@ from pytest_esper_ddp.report.account import Row, give_account, row_in
 from pytest_esper_ddp.scenario import Scenario
 from pytest_esper_ddp.verdict import Observed, judge
 from pytest_esper_ddp.wire.messages import Finalised
-from pytest_esper_ddp.wire.parameters import parameter_digest, parameters
 
 
 class Session:
-    """Starts the zygote when a file mentions ddp, makes worlds as items need them, ends all of it."""
+    """Has ranks ready when a file mentions ddp, makes worlds as items need them, ends all of it."""
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
         self.config, self.settings = config, settings
         self.rows: list[Row] = []
-        self._zygote: ZygoteClient | None = None
+        self._sources = Sources(config, settings.start, self._tell)
+        self._items: Sequence[pytest.Item] = ()  # on ranks
         self._worlds: dict[WorldKey, World] = {}
         self._next: dict[str, str | None] = {}
         self._keys: dict[str, WorldKey] = {}
@@ -53,44 +53,45 @@ class Session:
     # Collection.
 
     def saw_source(self, source: bytes) -> None:
-        """A file that may hold tests on ranks is about to be collected: start the zygote beside it."""
-        if self._zygote is None:
-            self._zygote = ZygoteClient(self.config)
-        self._zygote.preload_for(source)
+        """A file that may hold tests on ranks is about to be collected."""
+        self._sources.saw_source(source)
 
     def collected(self, items: Sequence[pytest.Item]) -> None:
-        """Collection is over: plan each item, and have the zygote collect the same files."""
-        mine = [item for item in items if is_ddp(item)]
+        """Collection is over: have the processes that ranks come from collect the same files."""
         if self.config.option.collectonly:
             return
-        if not mine:
+        self._items = [item for item in items if is_ddp(item)]
+        if self._items:
+            self._sources.collect(self._items)
+        else:
             self.close()
-            return
+
+    def _plan(self) -> None:
+        """Which world each item needs, and the next item there."""
         following: dict[WorldKey, str] = {}
-        for item in reversed(mine):
+        for item in reversed(self._items):
             try:
-                key = WorldKey.of(scenario_of(item, self.settings))
+                key = WorldKey.of(scenario_of(item, self.settings), self._sources.start_of(item))
             except (MarkerError, HarnessError):
                 continue  # said when the item runs, and the other items run
             self._keys[item.nodeid] = key
             self._next[item.nodeid] = following.get(key)
             following[key] = item.nodeid
-        if self._zygote is None:  # a class or a plugin brought the marker, no file mentions it
-            self._zygote = ZygoteClient(self.config)
-        self._zygote.collect(mine)
 
     # Running.
 
     @contextmanager
     def prepared(self, item: pytest.Item) -> Iterator[None]:
-        """Before any time-out of the item runs: wait for the zygote, for slots, and have its world stand."""
+        """Before any time-out of the item runs: wait until ranks can be had, for slots, and for its world."""
         with ExitStack() as until_over:
             try:
                 scenario = scenario_of(item, self.settings)
-                self._check_collected(item)
-                key = WorldKey.of(scenario)
+                self._sources.check(item)
+                if not self._keys:
+                    self._plan()
+                key = WorldKey.of(scenario, self._sources.start_of(item))
                 until_over.enter_context(self._rank_slots().take(key.world_size, item.nodeid))
-                self._world(item, key)
+                self._world(key)
             except (MarkerError, HarnessError) as error:
                 self._refused[item.nodeid] = error
             yield
@@ -103,7 +104,7 @@ class Session:
             return merge.errored(frame, str(refused))
         try:
             scenario = scenario_of(item, self.settings)
-            world = self._world(item, WorldKey.of(scenario))
+            world = self._world(WorldKey.of(scenario, self._sources.start_of(item)))
             run = self._run_in(world, item, scenario)
         except (MarkerError, HarnessError) as error:
             return merge.errored(frame, str(error))
@@ -153,27 +154,11 @@ class Session:
             self._worlds[world.key] = world
         return run
 
-    def _check_collected(self, item: pytest.Item) -> None:
-        """Wait until the zygote can fork. Raises HarnessError when it has not what this process has."""
-        if self._zygote is None:
-            raise HarnessError(f"{item.nodeid} has a ddp marker, but had none when it was collected")
-        collected = self._zygote.wait_collected()
-        if item.nodeid not in collected.items:
-            raise HarnessError(_missing(item.nodeid, collected.items, collected.errors))
-        if collected.items[item.nodeid] != parameter_digest(item):
-            raise HarnessError(_differing(item))
-        if collected.threads > 1:
-            raise HarnessError(
-                f"the test modules start {collected.threads - 1} thread(s) when they are imported, and "
-                "a process with threads can't be forked safely: start them in a fixture instead"
-            )
-
-    def _world(self, item: pytest.Item, key: WorldKey) -> World:
+    def _world(self, key: WorldKey) -> World:
         world = self._worlds.get(key)
         if world is None:
-            assert self._zygote is not None, f"{item.nodeid} was not prepared"
             world = self._worlds[key] = World(
-                self._zygote,
+                self._sources.get(key.start),
                 key,
                 self._base_dir(),
                 self._base_temp(),
@@ -233,9 +218,7 @@ class Session:
     def close(self) -> None:
         """End everything that this session has started."""
         self.end_worlds()
-        if self._zygote is not None:
-            self._zygote.close()
-            self._zygote = None
+        self._sources.close()
         self._store.close()
         if self._slots is not None:
             self._slots.close()
@@ -296,20 +279,3 @@ def _stop_if_asked(item: pytest.Item, run: Run) -> None:
     for rank, outcome in sorted(run.outcomes.items()):
         if outcome.failure is not None and outcome.failure.type == "Exit":
             item.session.shouldstop = f"rank {rank}: {outcome.failure.text}"
-
-
-def _differing(item: pytest.Item) -> str:
-    told = ", ".join(f"{name}={value!r}" for name, value in parameters(item).items())
-    return (
-        f"{item.nodeid} has {told} here, but other values in the process that ranks are forked from: "
-        "parameters must come out alike in every process, so make no ids from unordered sets"
-    )
-
-
-def _missing(nodeid: str, there: Iterable[str], errors: str) -> str:
-    if errors:
-        return f"the processes that ranks are forked from could not collect {nodeid}:\n{errors}"
-    return (
-        f"{nodeid} was collected here, but not by the process that ranks are forked from, which found: "
-        + ", ".join(list(there)[:10])
-    )

@@ -29,8 +29,8 @@ from pytest_esper_ddp.controller.deadlines import Deadline
 from pytest_esper_ddp.controller.key import WorldKey
 from pytest_esper_ddp.controller.run import Run
 from pytest_esper_ddp.controller.rundir import RunDirectory
+from pytest_esper_ddp.controller.sources import Source
 from pytest_esper_ddp.controller.store import Store
-from pytest_esper_ddp.controller.zygote import ZygoteClient
 from pytest_esper_ddp.errors import HarnessError
 from pytest_esper_ddp.faults import FILES
 from pytest_esper_ddp.markers import BY_PROGRAM
@@ -66,7 +66,7 @@ class World:
 
     def __init__(
         self,
-        zygote: ZygoteClient,
+        source: Source,
         key: WorldKey,
         base: RunDirectory,
         base_temp: Path,
@@ -77,7 +77,7 @@ class World:
         `base`.
         """
         number = next(_numbers)
-        self.key, self.zygote, self._store = key, zygote, store
+        self.key, self.source, self._store = key, source, store
         self._base = base
         self.run_dir = base.path / f"world{number}"
         self.run_dir.mkdir(mode=0o700)
@@ -99,10 +99,14 @@ class World:
         )
         self._term_to_kill = _TERM_TO_KILL if request.measured is None else _TERM_TO_KILL_MEASURED
         try:
-            self.pids = zygote.fork(request, [theirs for _, theirs in pairs])
+            self.pids = source.start(request, [theirs for _, theirs in pairs])
         finally:
             for _, theirs in pairs:
                 theirs.close()
+        for rank, channel in enumerate(self._channels):
+            for message in source.first_words(request, rank):
+                with suppress(Closed):  # `wait_up` says so
+                    send(channel, message)
         base.watch(self.pids)
         self._readers = [LedgerReader(self.run_dir, rank) for rank in range(key.world_size)]
         self._tests = count(1)
@@ -114,25 +118,35 @@ class World:
         if self._up:
             return
         end = time.monotonic() + _UP_WITHIN
-        for rank, channel in enumerate(self._channels):
-            channel.settimeout(max(0.01, end - time.monotonic()))
-            try:
-                message = receive(channel)
-                if isinstance(message, Up):
-                    self.captured.receive(rank, channel, message.captured)
-            except (Closed, TimeoutError) as error:
-                code = self.zygote.wait_exit(self.pids[rank], 1.0)
-                how = (
-                    f"ended with {code}"
-                    if code is not None
-                    else f"is not in its group after {_UP_WITHIN:g} s"
-                )
-                raise HarnessError(f"rank {rank} of {self.key.world_size} {how}") from error
-            channel.settimeout(None)
-            if isinstance(message, Broken):
-                raise HarnessError(f"rank {rank} of {self.key.world_size} could not start: {message.reason}")
-            assert isinstance(message, Up)
+        with selectors.DefaultSelector() as waiting:
+            for rank, channel in enumerate(self._channels):
+                waiting.register(channel, selectors.EVENT_READ, rank)
+            while ranks := [key.data for key in waiting.get_map().values()]:
+                ready = waiting.select(max(0.0, end - time.monotonic()))
+                if not ready:
+                    raise self._not_up(min(ranks), f"is not in its group after {_UP_WITHIN:g} s")
+                for key, _ in ready:
+                    self._hear_up(key.data, end)
+                    waiting.unregister(key.fileobj)
         self._up = True
+
+    def _hear_up(self, rank: int, end: float) -> None:
+        channel = self._channels[rank]
+        channel.settimeout(max(0.01, end - time.monotonic()))
+        try:
+            message = receive(channel)
+            if isinstance(message, Up):
+                self.captured.receive(rank, channel, message.captured)
+        except (Closed, TimeoutError) as error:
+            code = self.source.wait_exit(self.pids[rank], 1.0)
+            raise self._not_up(rank, "said nothing" if code is None else f"ended with {code}") from error
+        channel.settimeout(None)
+        if isinstance(message, Broken):
+            raise self._not_up(rank, f"could not start: {message.reason}")
+        assert isinstance(message, Up)
+
+    def _not_up(self, rank: int, why: str) -> HarnessError:
+        return HarnessError(f"rank {rank} of {self.key.world_size} {why}")
 
     def run(self, nodeid: str, next_nodeid: str | None, scenario: Scenario, deadline: Deadline) -> Run:
         """Run one item on every rank until all have reported, one has been judged, or time is up."""
@@ -184,11 +198,11 @@ class World:
             except TimeoutError:
                 ends[rank] = _cut_off(f"its fixtures were not finalised within {_FINALISED_WITHIN:g} s")
             except Closed:
-                code = self.zygote.wait_exit(self.pids[rank], _SOFT_END)
+                code = self.source.wait_exit(self.pids[rank], _SOFT_END)
                 ends[rank] = _cut_off(f"ended with {code} while its fixtures were finalised")
         end = time.monotonic() + _SOFT_END
         return all(
-            self.zygote.wait_exit(pid, max(0.0, end - time.monotonic())) is not None for pid in self.pids
+            self.source.wait_exit(pid, max(0.0, end - time.monotonic())) is not None for pid in self.pids
         )
 
     def _kill(self) -> None:
@@ -198,13 +212,13 @@ class World:
             (signal.SIGKILL, _SOFT_END),
         ):
             end = time.monotonic() + within
-            alive = [pid for pid in self.pids if self.zygote.exit_code(pid) is None]
+            alive = [pid for pid in self.pids if self.source.exit_code(pid) is None]
             for pid in alive:
                 # The rank leads a process group, which holds whatever the test has started.
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, number)
             for pid in alive:
-                self.zygote.wait_exit(pid, max(0.0, end - time.monotonic()))
+                self.source.wait_exit(pid, max(0.0, end - time.monotonic()))
 
     @property
     def readers(self) -> list[LedgerReader]:
@@ -233,7 +247,7 @@ class _Test:
             internal=INTERNAL + FILES,
             wake=scenario.lockstep == "enforce",
         )
-        self.selector.register(world.zygote.channel, selectors.EVENT_READ, None)
+        self.selector.register(world.source.channel, selectors.EVENT_READ, None)
 
     def watch(self) -> Run:
         result = self.result
@@ -241,7 +255,7 @@ class _Test:
         while self.pending:
             for key, _ in self.selector.select(_POLL):
                 if key.data is None:
-                    self.world.zygote.pump()
+                    self.world.source.pump()
                 else:
                     self._hear(key.data)
             self._bury()
@@ -291,7 +305,7 @@ class _Test:
     def _bury(self) -> None:
         """Note the ranks that have ended; what they had still sent is heard first."""
         for rank, pid in enumerate(self.world.pids):
-            code = self.world.zygote.exit_code(pid)
+            code = self.world.source.exit_code(pid)
             if code is None or rank in self.result.exits:
                 continue
             channel = self.world._channels[rank]

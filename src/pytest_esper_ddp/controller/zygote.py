@@ -2,61 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 import re
 import select
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from pytest_esper_ddp.controller.coverage import OF_SUBPROCESSES
+from pytest_esper_ddp.controller.collecting import order_to_collect, start_collecting
 from pytest_esper_ddp.errors import HarnessError
 from pytest_esper_ddp.wire.channel import Closed, receive, send
-from pytest_esper_ddp.wire.messages import Broken, Collect, Collected, Exited, Forked, ForkWorld, Preload
+from pytest_esper_ddp.wire.messages import Broken, Collected, Exited, Forked, ForkWorld, Preload
 
 # torch.optim imports dynamo at its first call, 0.7 s that every rank would pay after its fork.
 _NEEDS_DYNAMO = re.compile(rb"\boptim\b|\bcompile\b|\besper\b")
 _START_WITHIN = 60.0
 _END_WITHIN = 2.0
-_ALREADY_IMPORTED = "ignore::pytest.PytestAssertRewriteWarning"
-# Options that shape the session's output or choose among items: the zygote collects all and prints nothing.
-_RESET: dict[str, Any] = {
-    "numprocesses": None,
-    "maxprocesses": None,
-    "dist": "no",
-    "tx": [],
-    "looponfail": False,
-    "cov_source": [],
-    "no_cov": True,
-    "cov_report": {},
-    "xmlpath": None,
-    "lf": False,
-    "failedfirst": False,
-    "newfirst": False,
-    "stepwise": False,
-    "stepwise_skip": False,
-    "stepwise_reset": False,
-    "keyword": "",
-    "markexpr": "",
-    "deselect": None,
-    "maxfail": 0,
-    "durations": None,
-    "basetemp": None,
-    "cacheclear": False,
-    "collectonly": False,
-    "pastebin": None,
-    # A rank has no terminal: pdb would read an end of file there and end the rank.
-    "usepdb": False,
-    "trace": False,
-    "report_log": None,
-}
 
 
 class ZygoteClient:
@@ -70,30 +35,8 @@ class ZygoteClient:
         self.collected: Collected | None = None
         ours, theirs = socket.socketpair()
         self.channel = ours
-        capture = config.pluginmanager.getplugin("capturemanager")
-        if capture is not None:  # else the zygote, and each rank with -s, would write into pytest's capture
-            capture.suspend_global_capture(in_=True)
-        try:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "pytest_esper_ddp.rank.zygote",
-                    str(theirs.fileno()),
-                    str(os.getpid()),
-                ],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env={
-                    **{name: value for name, value in os.environ.items() if name not in OF_SUBPROCESSES},
-                    "OMP_NUM_THREADS": "1",
-                    "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-                },
-            )
-        finally:
-            if capture is not None:
-                capture.resume_global_capture()
-            theirs.close()
+        with theirs:
+            self._process = start_collecting(config, "pytest_esper_ddp.rank.zygote", theirs)
 
     def preload_for(self, source: bytes) -> None:
         """Have what the tests of a file will need imported while pytest still collects."""
@@ -103,13 +46,7 @@ class ZygoteClient:
 
     def collect(self, items: Sequence[pytest.Item]) -> None:
         """Tell it to collect the files of these items; it answers when it is ready to fork."""
-        options = {key: value for key, value in vars(self._config.option).items() if _pickles(value)}
-        options.update({key: value for key, value in _RESET.items() if key in options})
-        options.pop("file_or_dir", None)  # the files below; pytest's parser warns of others on stderr
-        # Our own modules were imported before its pytest could rewrite them, and warnings may be errors.
-        options["pythonwarnings"] = [*(options.get("pythonwarnings") or ()), _ALREADY_IMPORTED]
-        files = tuple(dict.fromkeys(str(item.path) for item in items))
-        self._send(Collect(options, files, str(self._config.invocation_params.dir)))
+        self._send(order_to_collect(self._config, items))
 
     def wait_collected(self) -> Collected:
         """What it found. Raises HarnessError when it can't go on or does not answer within a minute."""
@@ -117,7 +54,7 @@ class ZygoteClient:
             self.collected = self._wait_for(Collected, _START_WITHIN)
         return self.collected
 
-    def fork(self, request: ForkWorld, sockets: Sequence[socket.socket]) -> tuple[int, ...]:
+    def start(self, request: ForkWorld, sockets: Sequence[socket.socket]) -> tuple[int, ...]:
         """Process ids of a new world's ranks, each of which holds its end of a socket pair."""
         self._check()
         try:
@@ -127,6 +64,11 @@ class ZygoteClient:
         self._send(request)
         forked: Forked = self._wait_for(Forked, _START_WITHIN)
         return forked.pids
+
+    @staticmethod
+    def first_words(request: ForkWorld, rank: int) -> tuple[object, ...]:
+        """What a rank has to be told over its own channel before it is one: nothing."""
+        return ()
 
     def pump(self) -> None:
         """Take the messages that are there."""
@@ -202,11 +144,3 @@ class ZygoteClient:
             return "the process that ranks are forked from closed its connection"
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
         return f"the process that ranks are forked from has ended with {how}"
-
-
-def _pickles(value: object) -> bool:
-    try:
-        pickle.dumps(value)
-    except Exception:  # noqa: BLE001  whatever a plugin put among the options
-        return False
-    return True

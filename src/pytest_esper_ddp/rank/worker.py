@@ -7,7 +7,9 @@ import os
 import pickle
 import re
 import socket
+import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import suppress
@@ -15,7 +17,7 @@ from dataclasses import replace
 from datetime import timedelta
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -51,6 +53,26 @@ from pytest_esper_ddp.wire.plain import packed
 # group's.
 _GROUP_TIMEOUT = timedelta(minutes=30)
 _LEDGER_RECORDS = 1 << 12
+
+
+def be_rank(
+    session: pytest.Session,
+    items: dict[str, pytest.Item],
+    channel: socket.socket,
+    rank: int,
+    world: ForkWorld,
+) -> NoReturn:
+    """Be a rank until the controller has no more use for it; ends the process."""
+    status = 70  # EX_SOFTWARE, unless the worker says otherwise
+    try:
+        with channel:
+            status = Worker(session, items, channel, rank, world).run()
+    except BaseException:  # noqa: BLE001  nothing above this frame belongs to the rank
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 class Worker:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,8 @@ class Collected:
     """The items that the zygote found: digest of the parameters by node id."""
 
     items: Mapping[str, str]
-    threads: int
+    unforkable: str = ""  # what the process has that a fork would lack, in words
+    started: Mapping[str, str] = field(default_factory=dict)  # of that by file: what importing it has started
     errors: str = ""
 
 
@@ -88,6 +89,14 @@ class Broken:
 
 
 # controller -> rank
+
+
+@dataclass(frozen=True)
+class BecomeRank:
+    """Be this rank of a world, in the process that has collected the tests."""
+
+    rank: int
+    world: ForkWorld
 
 
 @dataclass(frozen=True)
