@@ -47,6 +47,7 @@ MESSAGES = (
         init=True,
         lockstep=True,
         seed=0,
+        lasting=True,
         store_port=1,
     ),
     Collected({"test_it.py::test": "digest"}, unforkable="1 thread(s)", started={"f.py": "1 thread(s)"}),

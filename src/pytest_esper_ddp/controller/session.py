@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from esper.lockstep.proof.finding import ranks_text
 from pytest_esper_ddp.controller import merge
 from pytest_esper_ddp.controller.coverage import take_in
 from pytest_esper_ddp.controller.deadlines import deadline_of, stop_other_clocks
@@ -24,7 +25,7 @@ from pytest_esper_ddp.controller.sources import Sources
 from pytest_esper_ddp.controller.store import Store
 from pytest_esper_ddp.controller.world import World
 from pytest_esper_ddp.declared import is_ddp
-from pytest_esper_ddp.errors import HarnessError, MarkerError
+from pytest_esper_ddp.errors import HarnessError, MarkerError, RanksWarning
 from pytest_esper_ddp.markers import scenario_of
 from pytest_esper_ddp.options import Settings
 from pytest_esper_ddp.report.account import Row, give_account, row_in
@@ -119,6 +120,8 @@ class Session:
         give_account(reports, scenario, run, verdict)
         _show_setups(item, run)
         _forward_warnings(item, run)
+        if not world.key.once:
+            _tell_leaks(item, run)
         _stop_if_asked(item, run)
         return reports
 
@@ -272,6 +275,28 @@ def _show_setups(item: pytest.Item, run: Run) -> None:
     """The lines of --setup-show, of the lowest rank."""
     if run.outcomes and (shown := run.outcomes[min(run.outcomes)].shown):
         item.config.get_terminal_writer().write(shown)
+
+
+def _tell_leaks(item: pytest.Item, run: Run) -> None:
+    """Warn of what the item has left behind, where nothing else is to be said of it."""
+    if run.exits or run.unfinished or run.diagnosis is not None:
+        return
+    leaking: dict[str, list[int]] = {}
+    for rank, outcome in sorted(run.outcomes.items()):
+        for leak in outcome.leaks:
+            leaking.setdefault(leak, []).append(rank)
+    if leaking:
+        told = "; ".join(f"{leak} on {ranks_text(ranks)}" for leak, ranks in leaking.items())
+        warn(item, f"left behind: {told}; the next test gets new ranks")
+
+
+def warn(item: pytest.Item, text: str) -> None:
+    """A warning with the item's name in pytest's summary."""
+    file, line, _ = item.location
+    message = warnings.WarningMessage(RanksWarning(text), RanksWarning, file, (line or 0) + 1)
+    item.ihook.pytest_warning_recorded.call_historic(
+        kwargs={"warning_message": message, "when": "runtest", "nodeid": item.nodeid, "location": None}
+    )
 
 
 def _stop_if_asked(item: pytest.Item, run: Run) -> None:

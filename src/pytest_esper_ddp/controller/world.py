@@ -94,6 +94,7 @@ class World:
             init=key.init,
             lockstep=key.lockstep,
             seed=seed,
+            lasting=not key.once,
             store_port=store.port,
             measured=measured(base.path),
         )

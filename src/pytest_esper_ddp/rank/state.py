@@ -2,23 +2,78 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
+import socket
 import sys
 import threading
 import time
-from typing import Any
+from collections.abc import Callable, Collection, Generator
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
-# A thread that ends by itself is no leak: closing a gloo group takes one 10 ms for each connection.
+# A thread that ends by itself is no leak: closing a gloo group takes one 10 ms for each connection. Nor is a
+# socket that closes with the last look at its owner.
 _ENDING = 0.5  # seconds
+_LOOK_EVERY = 0.005
+_OPEN = "/proc/self/fd"
+_MOST_NAMED = 5
+_Found = TypeVar("_Found", bound=Collection[Any])
+
+
+@dataclass
+class State:
+    """What of a rank a test may change and what it may leave behind, besides random generators."""
+
+    environment: dict[bytes, bytes]
+    directory: str
+    dtype: torch.dtype
+    device: torch.device
+    deterministic: bool
+    threads_of_torch: int
+    gradients: bool
+    threads: Collection[int | None]
+    groups: Collection[str]
+    sockets: Collection[str]
+
+    @classmethod
+    def now(cls) -> State:
+        """As it is."""
+        return cls(
+            environment=dict(_raw_environment()),
+            directory=_directory(),
+            dtype=torch.get_default_dtype(),
+            device=torch.get_default_device(),
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+            threads_of_torch=torch.get_num_threads(),
+            gradients=torch.is_grad_enabled(),
+            threads={thread.ident for thread in threading.enumerate()},
+            groups=set(c10d._world.pg_names.values()),
+            sockets=set(_sockets()),
+        )
+
+    def adopt(self, before: State, after: State) -> None:
+        """Make a change part of this state."""
+        for name in (field.name for field in fields(self)):
+            mine, one, other = getattr(self, name), getattr(before, name), getattr(after, name)
+            if isinstance(mine, set):
+                setattr(self, name, (mine | other) - (one - other))
+            elif isinstance(mine, dict):
+                changed = {key: value for key, value in other.items() if one.get(key) != value}
+                kept = {key: value for key, value in mine.items() if key in other or key not in one}
+                setattr(self, name, kept | changed)
+            elif one != other:
+                setattr(self, name, other)
 
 
 class Snapshot:
-    """The state of a fresh rank. `restore` costs some 40 us when nothing was changed."""
+    """The state of a fresh rank, and of fixtures that are wider than one test."""
 
     def __init__(self, seed: int) -> None:
         torch.manual_seed(seed)
@@ -29,63 +84,162 @@ class Snapshot:
         self._numpy_state = numpy.random.get_state() if numpy is not None else None
         self._torch_state = torch.default_generator.get_state()
         self._random_state = random.getstate()
-        # os.environ compares by decoding every entry, its own dict does not: 16 us against 0.3.
-        self._raw_environment = dict(os.environ._data)  # type: ignore[attr-defined]
-        self._directory = os.getcwd()
-        self._dtype = torch.get_default_dtype()
-        self._device = torch.get_default_device()
-        self._deterministic = torch.are_deterministic_algorithms_enabled()
-        self._threads = torch.get_num_threads()
-        self._thread_names = {thread.ident for thread in threading.enumerate()}
-        self._groups = len(c10d._world.pg_map)
+        self._kept = State.now()
+        self._descriptors = _count_descriptors()
         self._default = dist.group.WORLD if dist.is_initialized() else None
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
+        """What a fixture changes and leaves that lives on is no test's: it stays until its own end."""
+        if fixturedef.scope == "function":
+            return (yield)
+        before, ending = State.now(), list[State]()
+        # Finalisers run in the opposite order: this one after the fixture's own, the other one before.
+        fixturedef.addfinalizer(lambda: self._adopt(ending.pop()))
+        try:
+            return (yield)
+        finally:
+            self._adopt(before)
+            fixturedef.addfinalizer(lambda: ending.append(State.now()))
+
+    def _adopt(self, before: State) -> None:
+        self._kept.adopt(before, State.now())
+        self._descriptors = -1
+
     def restore(self) -> tuple[str, ...]:
-        """Put back what can be; returns what can't: the world is then replaced."""
-        if os.environ._data != self._raw_environment:  # type: ignore[attr-defined]
+        """Put back what can be; returns what can't: the world is then replaced. Costs some 40 us when nothing
+        was changed.
+        """
+        kept = self._kept
+        if _raw_environment() != kept.environment:
             os.environ.clear()
             os.environ.update(
-                {os.fsdecode(key): os.fsdecode(value) for key, value in self._raw_environment.items()}
+                {os.fsdecode(key): os.fsdecode(value) for key, value in kept.environment.items()}
             )
-        try:
-            moved = os.getcwd() != self._directory
-        except OSError:  # the directory it is in was removed
-            moved = True
-        if moved:
-            os.chdir(self._directory)
+        if _directory() != kept.directory:
+            os.chdir(kept.directory)
         torch.default_generator.set_state(self._torch_state)
         random.setstate(self._random_state)
         numpy: Any = sys.modules.get("numpy")
         if numpy is not None and self._numpy_state is not None:
             numpy.random.set_state(self._numpy_state)
-        if torch.get_default_dtype() is not self._dtype:
-            torch.set_default_dtype(self._dtype)
-        if torch.get_default_device() != self._device:
-            torch.set_default_device(None)
-        if torch.are_deterministic_algorithms_enabled() != self._deterministic:
-            torch.use_deterministic_algorithms(self._deterministic)
-        if torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)
-        torch.set_grad_enabled(True)
+        if torch.get_default_dtype() is not kept.dtype:
+            torch.set_default_dtype(kept.dtype)
+        if torch.get_default_device() != kept.device:
+            torch.set_default_device(None if kept.device == torch.device("cpu") else kept.device)
+        if torch.are_deterministic_algorithms_enabled() != kept.deterministic:
+            torch.use_deterministic_algorithms(kept.deterministic)
+        if torch.get_num_threads() != kept.threads_of_torch:
+            torch.set_num_threads(kept.threads_of_torch)
+        torch.set_grad_enabled(kept.gradients)
         return tuple(self._leaks())
 
     def _leaks(self) -> list[str]:
         leaks = []
         now = dist.group.WORLD if dist.is_initialized() else None
         if now is not self._default:
-            leaks.append("the default process group was destroyed or replaced")
-        elif len(c10d._world.pg_map) != self._groups:
-            leaks.append(f"{len(c10d._world.pg_map) - self._groups} process group(s) more")
-        if extra := self._extra_threads():
-            leaks.append(f"thread {', '.join(thread.name for thread in extra[:5])}")
+            leaks.append("the default process group destroyed or replaced")
+        elif groups := self._settled(self._extra_groups):
+            leaks.append(f"{len(groups)} process group{'s' if len(groups) > 1 else ''}")
+        elif set(self._kept.groups) - set(c10d._world.pg_names.values()):
+            leaks.append("a fixture's process group destroyed")
+        if threads := self._lasting_threads():
+            leaks.append(_listed("thread", [thread.name for thread in threads]))
+        # The sockets of a group are no leak of their own.
+        if not leaks and ((count := _count_descriptors()) != self._descriptors or count == 0):
+            if sockets := self._settled(self._extra_sockets):
+                leaks.append(_listed("open socket", [_told(*one) for one in sockets.items()]))
+            self._descriptors = _count_descriptors()
         return leaks
 
-    def _extra_threads(self) -> list[threading.Thread]:
+    def _settled(self, extra: Callable[[], _Found]) -> _Found:
+        """What is left of it once that has gone which ends by itself."""
+        found = extra()
+        if found:
+            gc.collect()  # what only a cycle holds
+            end = time.monotonic() + _ENDING
+            while (found := extra()) and time.monotonic() < end:
+                time.sleep(_LOOK_EVERY)
+        return found
+
+    def _lasting_threads(self) -> list[threading.Thread]:
         end = time.monotonic() + _ENDING
-        while extra := [one for one in threading.enumerate() if one.ident not in self._thread_names]:
-            joinable = [one for one in extra if not isinstance(one, threading._DummyThread)]
-            left = end - time.monotonic()
-            if not joinable or left <= 0:
-                break
-            joinable[0].join(left)
+        while (extra := self._extra_threads()) and (left := end - time.monotonic()) > 0:
+            extra[0].join(left)
         return extra
+
+    def _extra_groups(self) -> list[str]:
+        return [name for name in c10d._world.pg_names.values() if name not in self._kept.groups]
+
+    def _extra_threads(self) -> list[threading.Thread]:
+        return [
+            thread
+            for thread in threading.enumerate()
+            # A dummy stands for a thread of C++ that has called Python, and stays when that has ended.
+            if thread.ident not in self._kept.threads and not isinstance(thread, threading._DummyThread)
+        ]
+
+    def _extra_sockets(self) -> dict[str, int]:
+        return {name: fd for name, fd in _sockets().items() if name not in self._kept.sockets}
+
+
+def _raw_environment() -> dict[bytes, bytes]:
+    # os.environ compares by decoding every entry, its own dict does not: 16 us against 0.3.
+    return os.environ._data  # type: ignore[attr-defined, no-any-return]
+
+
+def _directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return ""
+
+
+def _count_descriptors() -> int:
+    """How many files are open: 3 us against the 40 of a look at each; 0 where the system does not say."""
+    try:
+        return os.stat(_OPEN).st_size
+    except OSError:
+        return 0
+
+
+def _sockets() -> dict[str, int]:
+    """The open sockets by the name that the system has for each, and their descriptors."""
+    found = {}
+    try:
+        names = os.listdir(_OPEN)
+    except OSError:
+        return {}
+    for name in names:
+        try:
+            target = os.readlink(f"{_OPEN}/{name}")
+        except OSError:  # the one that the list was read from
+            continue
+        if target.startswith("socket:"):
+            found[target] = int(name)
+    return found
+
+
+def _told(name: str, fd: int) -> str:
+    """Where a socket listens, or where it leads to."""
+    try:
+        with socket.socket(fileno=os.dup(fd)) as one:
+            if one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                return f"listening at {_address(one.getsockname())}"
+            return f"to {_address(one.getpeername())}"
+    except OSError:
+        return f"descriptor {fd}"
+
+
+def _address(address: Any) -> str:
+    if isinstance(address, tuple):
+        return ":".join(map(str, address[:2]))
+    return repr(address) if address else "its own pair"
+
+
+def _listed(what: str, names: list[str]) -> str:
+    """`thread a`, `2 threads (a, b)`, `50 threads (a, b, c, d, e, ...)`."""
+    if len(names) == 1:
+        return f"{what} {names[0]}"
+    shown = names[:_MOST_NAMED] + (["..."] if len(names) > _MOST_NAMED else [])
+    return f"{len(names)} {what}s ({', '.join(shown)})"

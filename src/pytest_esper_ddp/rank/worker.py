@@ -108,6 +108,7 @@ class Worker:
         if captured:
             socket.send_fds(self.channel, [b"c"], captured)
         snapshot = Snapshot(self.world.seed)
+        self.session.config.pluginmanager.register(snapshot)
         try:
             while isinstance(message := receive(self.channel), RunTest):
                 self._answer(self._outcome(message, snapshot))
@@ -211,7 +212,7 @@ class Worker:
             failure=observer.failure,
             groups=self.interception.summary() if self.interception is not None else {},
             fired=injector.fired(),
-            leaks=snapshot.restore(),
+            leaks=snapshot.restore() if self.world.lasting else (),
             notes=tuple(current.notes),
             error=error,
             warnings=tuple(self.warnings.recorded),

@@ -49,6 +49,7 @@ class ForkWorld:
     init: bool
     lockstep: bool
     seed: int
+    lasting: bool  # its ranks run one test after the other
     store_port: int  # of the session's store, on the loopback interface
     measured: Measured | None = None
 
