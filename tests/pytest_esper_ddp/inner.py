@@ -142,6 +142,12 @@ class Inner:
         return left
 
 
+def warned(result: Result) -> dict[str, str]:
+    """What pytest's summary says of each test on ranks, by the test's name."""
+    found = re.findall(r"::(\S+)\n  \S+: RanksWarning: (.*)$", result.text, re.MULTILINE)
+    return dict(found)
+
+
 @contextmanager
 def inner_session(folder: Path) -> Iterator[Inner]:
     """A place for inner sessions; whatever of theirs is alive afterwards is an error."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pytest_esper_ddp.inner import Inner, eventually
+from tests.pytest_esper_ddp.inner import Inner, eventually, warned
 
 # Seconds that a session may take to end when it is told to.
 ENDS_WITHIN = 10
@@ -33,9 +33,8 @@ def test_before(ddp):
 @ddp2
 @pytest.mark.parametrize("when", ["between", "within"])
 def test_kills(ddp, when):
-    if ddp.rank == 0 and when == "within":
-        os.kill(os.getppid(), signal.SIGKILL)
-    time.sleep(0 if when == "between" else 1000)
+    if when == "within":
+        os.kill(os.getppid(), signal.SIGKILL) if ddp.rank == 0 else time.sleep(1000)
 
 def test_plain(): ...
 
@@ -44,6 +43,25 @@ def test_after(ddp): ...
 
 @ddp4
 def test_after_on_other_ranks(ddp): ...
+"""
+ZYGOTE_KILLER = """
+import os, signal, time
+import psutil, pytest
+
+def end_zygote(number):
+    (zygote,) = [one for one in psutil.Process().children() if "zygote" in " ".join(one.cmdline())]
+    zygote.send_signal(number)
+    while zygote.status() != psutil.STATUS_ZOMBIE:  # a wait would take its status away
+        time.sleep(0.01)
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session):
+    if "RANK" not in os.environ and not session.config.pluginmanager.hasplugin("esper-ddp-zygote"):
+        end_zygote(signal.SIGKILL)
+
+def pytest_runtest_logfinish(nodeid):
+    if nodeid.endswith("between]") and "RANK" not in os.environ:
+        end_zygote(signal.SIGTERM)
 """
 
 
@@ -81,32 +99,45 @@ def test_a_session_that_is_ended_leaves_nothing(
         assert result.status == -number
 
 
-def test_the_end_of_the_process_that_ranks_are_forked_from_is_said(inner: Inner) -> None:
+def test_the_process_that_ranks_are_forked_from_may_end_at_any_time(inner: Inner) -> None:
     inner.file(KILLS)
-    inner.file(
-        """
-import os, time, psutil
-
-def pytest_runtest_logfinish(nodeid):
-    if nodeid.endswith("between]") and "RANK" not in os.environ:
-        (zygote,) = [one for one in psutil.Process().children() if "zygote" in " ".join(one.cmdline())]
-        zygote.kill()
-        while zygote.status() != psutil.STATUS_ZOMBIE:  # a wait would take its status away
-            time.sleep(0.01)
-""",
-        "conftest.py",
-        head="",
-    )
-    gone = "the process that ranks are forked from has ended with signal SIGKILL"
+    inner.file(ZYGOTE_KILLER, "conftest.py", head="")
     result = inner.run()
-    assert result.passed == {"test_before", "test_kills[between]", "test_plain"}
-    ends = ("test_kills[within]", "test_after", "test_after_on_other_ranks")
-    assert {name: result.messages[name] for name in ends} == dict.fromkeys(ends, gone)
-    inner.folder.joinpath("conftest.py").unlink()
-    result = inner.run()
-    assert result.passed == {"test_before", "test_kills[between]", "test_plain"}
-    assert {name: result.messages[name] for name in ends} == dict.fromkeys(ends, gone)
+    gone = "the process that ranks are forked from has ended with signal"
+    assert {name: end for name, end in result.ends.items() if end != "PASSED"} == {
+        "test_kills[within]": "ERROR"
+    }, result.text
+    assert result.messages["test_kills[within]"] == f"{gone} SIGKILL"
+    assert len(result.passed) == 5
+    assert warned(result) == {
+        "test_before": f"{gone} SIGKILL; a new one was started",
+        "test_kills[within]": f"{gone} SIGTERM; a new one was started",
+        "test_after": f"{gone} SIGKILL; a new one was started",
+    }
     assert "Traceback" not in result.text + result.errors
+
+
+ENDS_THE_ZYGOTE = """
+if os.environ.get("OMP_NUM_THREADS") == "1":
+    with open("tries", "a") as file:
+        file.write("x")
+    os._exit(3)
+
+@ddp2
+@pytest.mark.parametrize("number", range(5))
+def test_one(ddp, number): ...
+
+def test_plain(): ...
+"""
+
+
+def test_a_module_that_ends_the_process_that_ranks_are_forked_from(inner: Inner) -> None:
+    inner.file(ENDS_THE_ZYGOTE)
+    result = inner.run(env={"OMP_NUM_THREADS": "2"})
+    assert result.passed == {"test_plain"}
+    said = {result.messages[f"test_one[{number}]"] for number in range(5)}
+    assert said == {"the process that ranks are forked from has ended with status 3"}
+    assert (inner.folder / "tries").read_text() == "xx"
 
 
 def test_a_process_that_a_test_has_started_ends_with_its_ranks(inner: Inner) -> None:

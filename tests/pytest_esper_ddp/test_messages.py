@@ -62,6 +62,7 @@ MESSAGES = (
             init=True,
             lockstep=True,
             seed=0,
+            lasting=True,
             store_port=1,
         ),
     ),

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tests.pytest_esper_ddp.inner import Inner, Result
-
-
-def warned(result: Result) -> dict[str, str]:
-    """What pytest's summary says of each test on ranks, by the test's name."""
-    found = re.findall(r"::(\S+)\n  \S+: RanksWarning: (.*)$", result.text, re.MULTILINE)
-    return dict(found)
-
+from tests.pytest_esper_ddp.inner import Inner, warned
 
 LEAKS = """
 import concurrent.futures, random, socket

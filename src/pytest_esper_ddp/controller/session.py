@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from esper.lockstep.proof.finding import ranks_text
 from pytest_esper_ddp.controller import merge
 from pytest_esper_ddp.controller.coverage import take_in
 from pytest_esper_ddp.controller.deadlines import deadline_of, stop_other_clocks
@@ -23,9 +21,11 @@ from pytest_esper_ddp.controller.rundir import RunDirectory
 from pytest_esper_ddp.controller.slots import Slots, processors
 from pytest_esper_ddp.controller.sources import Sources
 from pytest_esper_ddp.controller.store import Store
+from pytest_esper_ddp.controller.telling import forward_warnings, tell_leaks, warn
 from pytest_esper_ddp.controller.world import World
+from pytest_esper_ddp.controller.zygote import ZygoteEnded
 from pytest_esper_ddp.declared import is_ddp
-from pytest_esper_ddp.errors import HarnessError, MarkerError, RanksWarning
+from pytest_esper_ddp.errors import HarnessError, MarkerError
 from pytest_esper_ddp.markers import scenario_of
 from pytest_esper_ddp.options import Settings
 from pytest_esper_ddp.report.account import Row, give_account, row_in
@@ -87,14 +87,19 @@ class Session:
         with ExitStack() as until_over:
             try:
                 scenario = scenario_of(item, self.settings)
-                self._sources.check(item)
+                with self._renewing(item):
+                    self._sources.check(item)
                 if not self._keys:
                     self._plan()
                 key = WorldKey.of(scenario, self._sources.start_of(item))
                 until_over.enter_context(self._rank_slots().take(key.world_size, item.nodeid))
-                self._world(key)
+                with self._renewing(item):
+                    self._world(key)
+                self._world(key)  # of the new zygote, if there is one
             except (MarkerError, HarnessError) as error:
                 self._refused[item.nodeid] = error
+            except OSError as error:  # no room, or nothing may be written
+                self._refused[item.nodeid] = HarnessError(f"no ranks can be started: {error}")
             yield
 
     def run(self, item: pytest.Item) -> list[Any]:
@@ -119,9 +124,9 @@ class Session:
         reports = merge.with_ends(frame, merge.merge(frame, run, verdict), run.ends)
         give_account(reports, scenario, run, verdict)
         _show_setups(item, run)
-        _forward_warnings(item, run)
+        forward_warnings(item, run)
         if not world.key.once:
-            _tell_leaks(item, run)
+            tell_leaks(item, run)
         _stop_if_asked(item, run)
         return reports
 
@@ -156,6 +161,18 @@ class Session:
         else:
             self._worlds[world.key] = world
         return run
+
+    @contextmanager
+    def _renewing(self, item: pytest.Item) -> Iterator[None]:
+        """Where the zygote has ended, start a new one, but none after one that ended at once."""
+        try:
+            yield
+        except ZygoteEnded as error:
+            for key in [key for key in self._worlds if key.start == "fork"]:
+                self._worlds.pop(key).end(soft=False)
+            self._sources.renew(error)
+            self._sources.check(item)
+            warn(item, f"{error}; a new one was started")
 
     def _world(self, key: WorldKey) -> World:
         world = self._worlds.get(key)
@@ -200,8 +217,14 @@ class Session:
         """End every world softly, so that session and module fixtures are finalised."""
         while self._worlds:
             _, world = self._worlds.popitem()
-            with suppress(HarnessError):
-                self._report_ends(world, world.end(soft=True))
+            try:
+                with suppress(HarnessError):
+                    self._report_ends(world, world.end(soft=True))
+            except KeyboardInterrupt:  # once more: whoever waits has waited long enough
+                for one in (world, *self._worlds.values()):
+                    one.end(soft=False)
+                self._worlds.clear()
+                raise
         if self._base is not None:
             take_in(self._base.path)
 
@@ -260,43 +283,10 @@ def _xfail(item: pytest.Item) -> str | None:
     return None
 
 
-def _forward_warnings(item: pytest.Item, run: Run) -> None:
-    """Ranks' warnings for the summary; what several ranks say alike once."""
-    every = dict.fromkeys(one for _, outcome in sorted(run.outcomes.items()) for one in outcome.warnings)
-    for warned in every:
-        category = getattr(sys.modules.get(warned.module), warned.category, UserWarning)
-        message = warnings.WarningMessage(warned.text, category, warned.file, warned.line)
-        item.ihook.pytest_warning_recorded.call_historic(
-            kwargs={"warning_message": message, "when": "runtest", "nodeid": item.nodeid, "location": None}
-        )
-
-
 def _show_setups(item: pytest.Item, run: Run) -> None:
     """The lines of --setup-show, of the lowest rank."""
     if run.outcomes and (shown := run.outcomes[min(run.outcomes)].shown):
         item.config.get_terminal_writer().write(shown)
-
-
-def _tell_leaks(item: pytest.Item, run: Run) -> None:
-    """Warn of what the item has left behind, where nothing else is to be said of it."""
-    if run.exits or run.unfinished or run.diagnosis is not None:
-        return
-    leaking: dict[str, list[int]] = {}
-    for rank, outcome in sorted(run.outcomes.items()):
-        for leak in outcome.leaks:
-            leaking.setdefault(leak, []).append(rank)
-    if leaking:
-        told = "; ".join(f"{leak} on {ranks_text(ranks)}" for leak, ranks in leaking.items())
-        warn(item, f"left behind: {told}; the next test gets new ranks")
-
-
-def warn(item: pytest.Item, text: str) -> None:
-    """A warning with the item's name in pytest's summary."""
-    file, line, _ = item.location
-    message = warnings.WarningMessage(RanksWarning(text), RanksWarning, file, (line or 0) + 1)
-    item.ihook.pytest_warning_recorded.call_historic(
-        kwargs={"warning_message": message, "when": "runtest", "nodeid": item.nodeid, "location": None}
-    )
 
 
 def _stop_if_asked(item: pytest.Item, run: Run) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 import pytest
 
 from pytest_esper_ddp.controller.spawner import Spawner
-from pytest_esper_ddp.controller.zygote import ZygoteClient
+from pytest_esper_ddp.controller.zygote import ZygoteClient, ZygoteEnded
 from pytest_esper_ddp.errors import HarnessError
 from pytest_esper_ddp.wire.messages import Collected, ForkWorld
 from pytest_esper_ddp.wire.parameters import parameter_digest, parameters
@@ -49,7 +49,9 @@ class Sources:
         self._spawner: Spawner | None = None
         self._collected: Collected | None = None  # by the first zygote, of all items
         self._items: Sequence[pytest.Item] = ()
+        self._forked: Sequence[pytest.Item] = ()  # that the zygote is to collect
         self._spawned: Collection[str] = ()  # files
+        self._renewed_in_vain = False  # the zygote has ended, and the next one has not collected yet
 
     def saw_source(self, source: bytes) -> None:
         """A file that may hold tests on ranks is about to be collected: start the zygote beside it."""
@@ -59,7 +61,7 @@ class Sources:
 
     def collect(self, items: Sequence[pytest.Item]) -> None:
         """These are the session's tests on ranks."""
-        self._items = items
+        self._items = self._forked = items
         if self._zygote is None:  # a class or a plugin brought the marker, no file mentions it
             self._zygote = ZygoteClient(self._config)
         self._zygote.collect(items)
@@ -70,13 +72,29 @@ class Sources:
         """
         if self._zygote is None:
             raise HarnessError(f"{item.nodeid} has a ddp marker, but had none when it was collected")
+        self._zygote.pump()
+        collected = self._zygote.wait_collected()
+        self._renewed_in_vain = False
         if self._collected is None:
-            self._collected = self._zygote.wait_collected()
-            self._decide(self._collected)
+            self._collected = collected
+            self._decide(collected)
         if item.nodeid not in self._collected.items:
             raise HarnessError(_missing(item.nodeid, self._collected.items, self._collected.errors))
         if self._collected.items[item.nodeid] != parameter_digest(item):
             raise HarnessError(_differing(item))
+
+    def renew(self, error: ZygoteEnded) -> None:
+        """Start another zygote in place of the one that has ended. Raises `error` where that one was such a
+        replacement, and had not come to collect.
+        """
+        if self._renewed_in_vain or self._zygote is None:
+            raise error
+        self._renewed_in_vain = True
+        before, self._zygote = self._zygote, ZygoteClient(self._config)
+        before.close()
+        if before.preloaded:
+            self._zygote.preload()
+        self._zygote.collect(self._forked)
 
     def start_of(self, item: pytest.Item) -> str:
         """How its ranks are started, once it was checked."""
@@ -120,6 +138,7 @@ class Sources:
         others = [item for item in self._items if str(item.path) not in self._spawned]
         assert self._zygote is not None
         if others:
+            self._forked = others
             before, self._zygote = self._zygote, ZygoteClient(self._config)
             self._zygote.collect(others)
             before.close()

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -24,13 +25,17 @@ _START_WITHIN = 60.0
 _END_WITHIN = 2.0
 
 
+class ZygoteEnded(HarnessError):
+    """It is gone, without having said that it can't go on."""
+
+
 class ZygoteClient:
     """One zygote process."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._exits: dict[int, int] = {}
-        self._preloaded = False
+        self.preloaded = False
         self._broken: str | None = None  # what it said last
         self.collected: Collected | None = None
         ours, theirs = socket.socketpair()
@@ -40,13 +45,19 @@ class ZygoteClient:
 
     def preload_for(self, source: bytes) -> None:
         """Have what the tests of a file will need imported while pytest still collects."""
-        if not self._preloaded and _NEEDS_DYNAMO.search(source):
-            self._preloaded = True
+        if not self.preloaded and _NEEDS_DYNAMO.search(source):
+            self.preload()
+
+    def preload(self) -> None:
+        """Have it import dynamo now."""
+        self.preloaded = True
+        with suppress(ZygoteEnded):  # said when somebody waits for it
             self._send(Preload("torch._dynamo"))
 
     def collect(self, items: Sequence[pytest.Item]) -> None:
         """Tell it to collect the files of these items; it answers when it is ready to fork."""
-        self._send(order_to_collect(self._config, items))
+        with suppress(ZygoteEnded):
+            self._send(order_to_collect(self._config, items))
 
     def wait_collected(self) -> Collected:
         """What it found. Raises HarnessError when it can't go on or does not answer within a minute."""
@@ -60,7 +71,7 @@ class ZygoteClient:
         try:
             socket.send_fds(self.channel, [b"w"], [one.fileno() for one in sockets])
         except OSError as error:
-            raise HarnessError(self._obituary()) from error
+            raise self._obituary() from error
         self._send(request)
         forked: Forked = self._wait_for(Forked, _START_WITHIN)
         return forked.pids
@@ -103,13 +114,13 @@ class ZygoteClient:
         try:
             send(self.channel, message)
         except Closed as error:
-            raise HarnessError(self._obituary()) from error
+            raise self._obituary() from error
 
     def _receive(self) -> object:
         try:
             return receive(self.channel)
         except Closed as error:
-            raise HarnessError(self._obituary()) from error
+            raise self._obituary() from error
 
     def _take(self, message: object) -> object:
         match message:
@@ -135,12 +146,12 @@ class ZygoteClient:
         if self._broken is not None:
             raise HarnessError(self._broken)
 
-    def _obituary(self) -> str:
+    def _obituary(self) -> HarnessError:
         if self._broken is not None:
-            return self._broken
+            return HarnessError(self._broken)
         try:
             code = self._process.wait(_END_WITHIN)
         except subprocess.TimeoutExpired:
-            return "the process that ranks are forked from closed its connection"
+            return ZygoteEnded("the process that ranks are forked from closed its connection")
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
-        return f"the process that ranks are forked from has ended with {how}"
+        return ZygoteEnded(f"the process that ranks are forked from has ended with {how}")

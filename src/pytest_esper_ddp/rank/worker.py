@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
 import re
@@ -31,6 +30,7 @@ from esper.lockstep.rank.recorder import Recorder, is_victim
 from esper.lockstep.rank.stacks import answer_stack_requests
 from esper.lockstep.record.ledger import Ledger
 from pytest_esper_ddp import handle
+from pytest_esper_ddp.rank.capture import captured_files, own_capture
 from pytest_esper_ddp.rank.coverage import Measurement
 from pytest_esper_ddp.rank.inject import Injector, refusal
 from pytest_esper_ddp.rank.state import Snapshot
@@ -103,7 +103,7 @@ class Worker:
         except Exception as error:  # noqa: BLE001  said by the controller, as the error of each test that waits
             send(self.channel, Broken(f"{type(error).__name__}: {error}"))
             return 1
-        captured = _captured_files(self.session.config)
+        captured = captured_files(self.session.config)
         send(self.channel, Up(len(captured)))
         if captured:
             socket.send_fds(self.channel, [b"c"], captured)
@@ -137,7 +137,7 @@ class Worker:
 
     def _start(self) -> None:
         world, config = self.world, self.session.config
-        _own_capture(config)
+        own_capture(config)
         _no_other_clocks(config)
         _own_temp(config, world.base_temp / f"rank{self.rank}")
         # Once for all tests: whoever registers is told every warning there has ever been.
@@ -347,23 +347,6 @@ def _meeting_place(world: ForkWorld) -> dict[str, str]:
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",
     }
-
-
-def _own_capture(config: pytest.Config) -> None:
-    """Forked ranks share the temporary files of the zygote's capture: what one writes, all would report."""
-    capture = config.pluginmanager.getplugin("capturemanager")
-    if capture is not None:
-        capture.stop_global_capturing()
-        capture.start_global_capturing()
-
-
-def _captured_files(config: pytest.Config) -> list[int]:
-    """Where what this rank prints stays until a report takes it; none where no descriptors are captured."""
-    streams = getattr(config.pluginmanager.getplugin("capturemanager"), "_global_capturing", None)
-    try:
-        return [getattr(streams, name).tmpfile.fileno() for name in ("out", "err")]
-    except (AttributeError, io.UnsupportedOperation):
-        return []
 
 
 def _serialised(item: pytest.Item, report: pytest.TestReport) -> dict[str, Any]:
