@@ -71,7 +71,8 @@ def hanging(inner: Inner) -> subprocess.Popen[str]:
     inner.file(HANGS)
     (inner.folder / "up").mkdir()
     process = inner.start()
-    assert eventually(lambda: len(list((inner.folder / "up").iterdir())) == 3)
+    # Written, too, and not only made: an empty one would name no directory.
+    assert eventually(lambda: sum(bool(path.read_text()) for path in (inner.folder / "up").iterdir()) == 3)
     return process
 
 
