@@ -68,13 +68,23 @@ def test_paths_are_new(ddp):
     dist.barrier()
 
 @ddp2
+def test_was_done_before_the_fork(ddp):
+    from esper.lockstep.rank.kernel import operators
+    found = operators.cache_info()
+    assert (found.misses, found.hits) == (1, 1)  # the hit is this rank's
+
+@ddp2
 def test_tools(ddp, monkeypatch, capsys, caplog, recwarn):
     monkeypatch.setenv("MINE", str(ddp.rank))
     print("printed by", ddp.rank)
     assert capsys.readouterr().out == f"printed by {ddp.rank}\\n"
     import logging
+    aside = logging.getLogger("aside")
+    aside.propagate = False
     logging.getLogger("mine").warning("logged")
-    assert "logged" in caplog.messages
+    logging.getLogger("torch.distributed").warning("by torch")  # doesn't propagate
+    aside.warning("too new for pytest to catch")
+    assert caplog.messages == ["logged", "by torch"]
     with pytest.warns(UserWarning, match="careful"):
         import warnings
         warnings.warn("careful")
@@ -192,6 +202,7 @@ def result(inner_of_module: Inner, finalised: Path) -> Result:
 def test_what_passes(result: Result) -> None:
     assert result.passed == {
         "test_plain",
+        "test_was_done_before_the_fork",
         "test_collective",
         "test_assert_same_names_the_ranks",
         *(f"test_parameters[dtype{dtype}-{size}]" for dtype in (0, 1) for size in (1, 3)),

@@ -34,6 +34,7 @@ from pytest_esper_ddp.rank.capture import captured_files, own_capture
 from pytest_esper_ddp.rank.coverage import Measurement
 from pytest_esper_ddp.rank.inject import Injector, refusal
 from pytest_esper_ddp.rank.state import Snapshot
+from pytest_esper_ddp.rank.warm import DONE
 from pytest_esper_ddp.wire.channel import Closed, receive, send
 from pytest_esper_ddp.wire.messages import (
     Broken,
@@ -89,6 +90,7 @@ class Worker:
         self.session, self.items, self.channel, self.rank, self.world = session, items, channel, rank, world
         self.pid = os.getpid()
         self.recorder: Recorder
+        self.observer: Observer
         self.interception: Interception | None = None
         self.warnings = Warnings()
         self.measurement: Measurement | None = None
@@ -140,7 +142,8 @@ class Worker:
         own_capture(config)
         _no_other_clocks(config)
         _own_temp(config, world.base_temp / f"rank{self.rank}")
-        # Once for all tests: whoever registers is told every warning there has ever been.
+        # Once for all tests: whoever registers is told every warning there has ever been, and is looked
+        # through for fixtures, which takes a sixth of a small test's time.
         config.pluginmanager.register(self.warnings)
         if world.measured is not None:
             self.measurement = Measurement(config, world.measured)
@@ -149,9 +152,11 @@ class Worker:
         self.recorder = Recorder(
             Ledger(world.run_dir, self.rank, world.world_size, _LEDGER_RECORDS), INTERNAL + _plumbing()
         )
+        self.observer = Observer(self.recorder)
+        config.pluginmanager.register(self.observer)
         if world.lockstep:
             self.interception = Interception(self.recorder)
-            self.interception.install()
+            self.interception.install(checked=DONE.hooks)
             os.register_at_fork(after_in_child=self.interception.detach)
         os.environ.update(
             RANK=str(self.rank),
@@ -176,11 +181,10 @@ class Worker:
         if (refused := refusal(order.faults)) is not None:
             return Outcome((), None, {}, (), refused=refused)
         item = self.last = self.items[order.nodeid]
-        observer = Observer(self.recorder, lambda report: self._send_ahead(item, report, observer.failure))
+        observer = self.observer
+        observer.begin(lambda report: self._send_ahead(item, report, observer.failure))
         current = handle.DDP(self.rank, self.world.world_size, self.world.backend, order.shared_path)
         item.stash[handle.CURRENT] = current
-        manager = self.session.config.pluginmanager
-        manager.register(observer)
         self.warnings.recorded.clear()
         shown = _shown_setups(item.config)
         # Every rank counts from 0 again before any of them can issue something.
@@ -202,8 +206,6 @@ class Worker:
         except BaseException as caught:  # noqa: BLE001  pytest.exit, Ctrl-C of its own, a hook of a plugin
             error = f"{type(caught).__name__}: {caught}"
             observer.broke(caught)
-        finally:
-            manager.unregister(observer)
         self.recorder.over()
         if self.measurement is not None:
             self.measurement.save()
@@ -238,16 +240,21 @@ class Worker:
 class Observer:
     """Collects an item's reports, and records why it failed first the moment it does."""
 
-    def __init__(self, recorder: Recorder, send_ahead: Callable[[pytest.TestReport], None]) -> None:
-        self.recorder, self._send_ahead = recorder, send_ahead
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
         self.reports: list[pytest.TestReport] = []
         self.failure: Failure | None = None
+        self._send_ahead: Callable[[pytest.TestReport], None] | None = None
+
+    def begin(self, send_ahead: Callable[[pytest.TestReport], None]) -> None:
+        """Another item starts."""
+        self.reports, self.failure, self._send_ahead = [], None, send_ahead
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.reports.append(report)
         worth_it = report.failed or report.sections
-        if worth_it and report.when != "teardown" and type(report) is pytest.TestReport:
+        if worth_it and self._send_ahead and report.when != "teardown" and type(report) is pytest.TestReport:
             self._send_ahead(report)  # after a teardown the outcome follows at once
 
     @pytest.hookimpl(wrapper=True)

@@ -17,6 +17,7 @@ from typing import NoReturn
 import pytest
 
 from esper.lockstep.rank.lineage import die_with_parent
+from pytest_esper_ddp.options import settings_of
 from pytest_esper_ddp.rank.collecting import Collecting, run
 from pytest_esper_ddp.wire.channel import receive, send
 from pytest_esper_ddp.wire.messages import Collected, Exited, Forked, ForkWorld
@@ -46,6 +47,9 @@ class Zygote(Collecting):
         """Say what was collected, then fork worlds until the controller is gone."""
         digests = {nodeid: parameter_digest(item) for nodeid, item in items.items()}
         send(self.channel, Collected(digests, _unforkable(), self._unforkable, self.errors))
+        from pytest_esper_ddp.rank.warm import warm_up
+
+        warm_up(items.values(), settings_of(session.config).seed)
         gc.collect()
         gc.freeze()  # else each rank's first collection copies every page: 137 ms with dynamo loaded
         poll = select.poll()

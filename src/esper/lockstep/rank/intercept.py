@@ -39,11 +39,12 @@ class Interception:
         self.kernels = Kernels(recorder, self.groups, self.replicas, self.works, self._after)
         self._undo: list[Callable[[], None]] = []
 
-    def install(self) -> None:
+    def install(self, *, checked: bool = False) -> None:
         """Start to see collectives. Raises InterceptionUnavailable where this torch lacks a hook, naming
-        it.
+        it. `checked`: that was seen before, in a process that this one is forked from.
         """
-        check_hooks()
+        if not checked:
+            check_hooks()
         try:
             self._install()
         except BaseException:  # half of it would see a program's collectives and miss their waits

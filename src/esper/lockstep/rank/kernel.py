@@ -33,6 +33,20 @@ _REDUCE_NAMES: dict[Any, str] = {value: name for name, value in _RED_OP.__member
 _BY_NUMBER = {value.value: name for value, name in _REDUCE_NAMES.items()}
 
 
+@functools.cache
+def operators() -> tuple[tuple[Any, OpSchema], ...]:
+    """Each operator that communicates, and what its arguments mean. To find them among all of torch's takes
+    20 ms, which a process that others are forked from can spend for them.
+    """
+    found = []
+    for schema in torch._C._jit_get_all_schemas():
+        namespace, _, name = schema.name.partition("::")
+        if namespace == "c10d" and name not in NOT_COLLECTIVE:
+            overload = getattr(getattr(torch.ops.c10d, name), schema.overload_name or "default")
+            found.append((overload, OpSchema.of(schema)))
+    return tuple(found)
+
+
 class Kernels:
     """Those of one interception, and what stands between them and the program."""
 
@@ -52,12 +66,7 @@ class Kernels:
         self._library = torch.library.Library("c10d", "IMPL")  # type: ignore[no-untyped-call]
         self._compiled = compiled.kernels_of(self)
         self._tell()
-        for schema in torch._C._jit_get_all_schemas():
-            if not schema.name.startswith("c10d::") or schema.name.removeprefix("c10d::") in NOT_COLLECTIVE:
-                continue
-            packet = getattr(torch.ops.c10d, schema.name.removeprefix("c10d::"))
-            overload = getattr(packet, schema.overload_name or "default")
-            meaning = OpSchema.of(schema)
+        for overload, meaning in operators():
             kernel = self._kernel(overload, meaning)
             if self._compiled is None or not meaning.plain:
                 self._library.impl(overload, kernel, "BackendSelect", with_keyset=True)
