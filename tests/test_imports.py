@@ -285,11 +285,10 @@ def test_importing_it_does_not_import_torch(module: str) -> None:
 
 
 def test_a_session_without_tests_on_ranks_loads_nothing_of_what_runs_them(tmp_path: Path) -> None:
-    plant(tmp_path, "test_plain.py", "def test_plain():\n    pass\n")
+    plain = plant(tmp_path, "test_plain.py", "def test_plain():\n    pass\n")
+    plant(tmp_path, "test_ranks.py", "import pytest\n\npytestmark = pytest.mark.ddp\n")  # not asked for
     loaded = f"sorted(name for name in sys.modules if name.split('.')[0] in {OURS})"
-    # From its root downwards pytest asks of every file in its way whether it is a test.
-    place = [f"--rootdir={tmp_path}", str(tmp_path)]
-    options = ["-q", "-p", "pytest_esper_ddp.plugin", "-p", "no:cacheprovider", *place]
+    options = ["-q", "-p", "pytest_esper_ddp.plugin", "-p", "no:cacheprovider", str(plain)]
     code = f"import pytest, sys; sys.path[:0] = [{str(SRC)!r}]; pytest.main({options}); print({loaded})"
     done = subprocess.run(
         [sys.executable, "-Ic", code],

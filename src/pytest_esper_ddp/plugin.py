@@ -38,7 +38,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> None:
     if (session := parent.config.stash.get(_SESSION, None)) is not None:
-        session.saw_file(file_path)
+        session.saw_file(file_path, parent.session)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

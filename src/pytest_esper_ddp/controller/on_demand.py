@@ -23,9 +23,11 @@ class OnDemand:
         self._config, self._settings = config, settings
         self._session: Session | None = None
 
-    def saw_file(self, path: Path) -> None:
-        """A file is about to be collected."""
-        if not self._config.option.collectonly and (source := mentions_ddp(path)) is not None:
+    def saw_file(self, path: Path, session: pytest.Session) -> None:
+        """A file is about to be collected, if the session is to collect it and not only one beside it."""
+        if self._config.option.collectonly or not any(map(session.isinitpath, (path, *path.parents))):
+            return
+        if (source := mentions_ddp(path)) is not None:
             self._made().saw_source(source)
 
     def collected(self, items: Sequence[pytest.Item]) -> None:
