@@ -36,7 +36,12 @@ def rank(*reports: pytest.TestReport, failed: Failure | None = None, **given: An
     every: list[Any] = [told.get(when, report(when)) for when in PHASES]
     if any(one.when == "setup" and not one.passed for one in reports):
         every = [one for one in every if one.when != "call"]
-    return Outcome(reports=tuple(every), failure=failed, groups={}, fired=(), **given)
+    return Outcome(reports=tuple(map(sent, every)), failure=failed, groups={}, fired=(), **given)
+
+
+def sent(one: Any) -> dict[str, Any]:
+    """As pytest sends a report; the object itself comes out at the other end."""
+    return {**vars(one), "$report_type": type(one).__name__, "itself": one}
 
 
 def failing(text: str, when: Phase = "call", **given: Any) -> Outcome:
@@ -48,7 +53,7 @@ def merged(
     *outcomes: Outcome | None, verdict: Verdict | None = None, xfail: str | None = None, **run: Any
 ) -> list[Any]:
     given = {number: one for number, one in enumerate(outcomes) if one is not None}
-    frame = Frame(item(), lambda data: data, 100.0, 2.5, xfail)
+    frame = Frame(item(), lambda data: data["itself"], 100.0, 2.5, xfail)
     return merge(frame, Run(started=0.0, outcomes=given, **run), verdict)
 
 
@@ -69,6 +74,27 @@ def test_all_passed() -> None:
     reports = merged(rank(), rank())
     assert ends(reports) == PASSED
     assert reports[1].duration == 2.5  # what it took here, not in one of the ranks
+
+
+@pytest.mark.parametrize(
+    ("second", "read"),
+    [
+        (rank(), 3),
+        (rank(report("call", sections=[("Captured stdout call", "hello")])), 6),
+        (rank(report("call", "skipped", ("f", 1, "Skipped: no"))), 6),
+        (Outcome(rank().reports[:2], None, {}, ()), 5),
+    ],
+)
+def test_ranks_that_passed_without_a_word_are_read_once(second: Outcome, read: int) -> None:
+    loaded: list[Any] = []
+
+    def load(data: Any) -> Any:
+        loaded.append(data)
+        return data["itself"]
+
+    frame = Frame(item(), load, 100.0, 2.5)
+    merge(frame, Run(started=0.0, outcomes={0: rank(), 1: second}), None)
+    assert len(loaded) == read
 
 
 def test_equal_output_is_shown_once_and_other_output_by_rank() -> None:
@@ -176,7 +202,7 @@ def test_a_report_that_a_plugin_added_is_passed_on() -> None:
 
     extra: Any = SubtestReport("n", ("f", 0, "n"), {}, "passed", None, "call")
     one = rank()
-    reports = merged(Outcome((*one.reports, extra), None, {}, ()), rank())
+    reports = merged(Outcome((*one.reports, sent(extra)), None, {}, ()), rank())
     assert reports.count(extra) == 1
 
 
@@ -259,6 +285,6 @@ def test_a_divergence_may_be_an_expected_failure() -> None:
 
 
 def test_an_item_that_could_not_run() -> None:
-    reports = errored(Frame(item(), lambda data: data, 0.0, 0.0), "no such kind")
+    reports = errored(Frame(item(), lambda data: data["itself"], 0.0, 0.0), "no such kind")
     assert ends(reports) == [("setup", "failed"), ("teardown", "passed")]
     assert reports[0].longrepr == "no such kind"

@@ -35,3 +35,13 @@ class Run:
         leaks = any(outcome.leaks for outcome in self.outcomes.values())
         failed = any(outcome.failure or outcome.error for outcome in self.outcomes.values())
         return bool(self.exits or self.unfinished or self.diagnosis or self.uneven or leaks or failed)
+
+
+def uneven(outcomes: Mapping[int, Outcome]) -> bool:
+    """Whether two members of a group differ in how many collectives they entered, or in which."""
+    groups = {group: members for one in outcomes.values() for group, (_, _, members) in one.groups.items()}
+    for group, members in groups.items():
+        places = {outcomes[rank].groups.get(group, (0, 0, ()))[:2] for rank in members if rank in outcomes}
+        if len(places) > 1:
+            return True
+    return False

@@ -45,7 +45,7 @@ class Session:
         self._worlds: dict[WorldKey, World] = {}
         self._next: dict[str, str | None] = {}
         self._keys: dict[str, WorldKey] = {}
-        self._refused: dict[str, Exception] = {}
+        self._plans: dict[str, Scenario | Exception] = {}  # of items that are prepared
         self._store = Store()
         self._slots: Slots | None = None
         self._base: RunDirectory | None = None
@@ -86,7 +86,7 @@ class Session:
         """Before any time-out of the item runs: wait until ranks can be had, for slots, and for its world."""
         with ExitStack() as until_over:
             try:
-                scenario = scenario_of(item, self.settings)
+                self._plans[item.nodeid] = scenario = scenario_of(item, self.settings)
                 with self._renewing(item):
                     self._sources.check(item)
                 if not self._keys:
@@ -97,19 +97,19 @@ class Session:
                     self._world(key)
                 self._world(key)  # of the new zygote, if there is one
             except (MarkerError, HarnessError) as error:
-                self._refused[item.nodeid] = error
+                self._plans[item.nodeid] = error
             except OSError as error:  # no room, or nothing may be written
-                self._refused[item.nodeid] = HarnessError(f"no ranks can be started: {error}")
+                self._plans[item.nodeid] = HarnessError(f"no ranks can be started: {error}")
             yield
 
     def run(self, item: pytest.Item) -> list[Any]:
         """Run an item on its ranks; the reports of it."""
         started, clock = time.time(), time.monotonic()
         frame = merge.Frame(item, self._load, started, 0.0)
-        if (refused := self._refused.pop(item.nodeid, None)) is not None:
-            return merge.errored(frame, str(refused))
+        scenario = self._plans.pop(item.nodeid)
+        if isinstance(scenario, Exception):
+            return merge.errored(frame, str(scenario))
         try:
-            scenario = scenario_of(item, self.settings)
             world = self._world(WorldKey.of(scenario, self._sources.start_of(item)))
             run = self._run_in(world, item, scenario)
         except (MarkerError, HarnessError) as error:
@@ -157,6 +157,9 @@ class Session:
             world.end(soft=False)
             raise
         if world.key.once or run.spoiled:
+            if world.key.once and not run.spoiled:
+                world.dismiss()
+                self._fork_ahead(item, world.key)
             run.ends = world.end(soft=not (run.exits or run.unfinished))
         else:
             self._worlds[world.key] = world
@@ -174,17 +177,16 @@ class Session:
             self._sources.check(item)
             warn(item, f"{error}; a new one was started")
 
+    def _fork_ahead(self, item: pytest.Item, key: WorldKey) -> None:
+        """Have the next test's new ranks start while those of this one leave."""
+        if key.start == "fork" and self._next.get(item.nodeid) is not None:
+            with suppress(HarnessError, OSError):  # said when that test needs them
+                self._worlds[key] = self._new_world(key)
+
     def _world(self, key: WorldKey) -> World:
         world = self._worlds.get(key)
         if world is None:
-            world = self._worlds[key] = World(
-                self._sources.get(key.start),
-                key,
-                self._base_dir(),
-                self._base_temp(),
-                self.settings.seed,
-                self._store if key.init else Store(),
-            )
+            world = self._worlds[key] = self._new_world(key)
         try:
             world.wait_up()
         except HarnessError:
@@ -192,6 +194,16 @@ class Session:
             world.end(soft=False)
             raise
         return world
+
+    def _new_world(self, key: WorldKey) -> World:
+        return World(
+            self._sources.get(key.start),
+            key,
+            self._base_dir(),
+            self._base_temp(),
+            self.settings.seed,
+            self._store if key.init else Store(),
+        )
 
     def _rank_slots(self) -> Slots:
         if self._slots is None:

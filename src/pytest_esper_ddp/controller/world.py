@@ -27,7 +27,7 @@ from pytest_esper_ddp.controller.captured import Captured
 from pytest_esper_ddp.controller.coverage import measured
 from pytest_esper_ddp.controller.deadlines import Deadline
 from pytest_esper_ddp.controller.key import WorldKey
-from pytest_esper_ddp.controller.run import Run
+from pytest_esper_ddp.controller.run import Run, uneven
 from pytest_esper_ddp.controller.rundir import RunDirectory
 from pytest_esper_ddp.controller.sources import Source
 from pytest_esper_ddp.controller.store import Store
@@ -112,7 +112,7 @@ class World:
         self._readers = [LedgerReader(self.run_dir, rank) for rank in range(key.world_size)]
         self._tests = count(1)
         self.last: pytest.Item | None = None  # that has run here
-        self._up = False
+        self._up = self._dismissed = False
 
     def wait_up(self) -> None:
         """Wait until every rank is in its group. Raises HarnessError naming the rank that is not."""
@@ -170,7 +170,8 @@ class World:
         """
         ends: dict[int, Finalised] = {}
         with suppress(HarnessError):  # without the zygote there are no ranks any more
-            if not (soft and self._ended_by_themselves(ends)):
+            # Ranks that have run nothing, since they started ahead of a test, have nothing to finalise.
+            if not (soft and self._up and self._ended_by_themselves(ends)):
                 self._kill()
         for pid in self.pids:
             # A group's number is not given again while it has members.
@@ -187,10 +188,16 @@ class World:
         shutil.rmtree(self.run_dir, ignore_errors=True)
         return ends
 
+    def dismiss(self) -> None:
+        """Tell the ranks to finalise their fixtures and leave; `end` waits for them."""
+        if not self._dismissed:
+            self._dismissed = True
+            for channel in self._channels:
+                with suppress(Closed):
+                    send(channel, EndWorld())
+
     def _ended_by_themselves(self, ends: dict[int, Finalised]) -> bool:
-        for channel in self._channels:
-            with suppress(Closed):
-                send(channel, EndWorld())
+        self.dismiss()
         end = time.monotonic() + _FINALISED_WITHIN
         for rank, channel in enumerate(self._channels):
             channel.settimeout(max(0.01, end - time.monotonic()))
@@ -251,8 +258,9 @@ class _Test:
         self.selector.register(world.source.channel, selectors.EVENT_READ, None)
 
     def watch(self) -> Run:
-        result = self.result
-        enforced = self.scenario.lockstep == "enforce"
+        result, supervisor = self.result, self.supervisor
+        watched, enforced = self.scenario.lockstep != "off", self.scenario.lockstep == "enforce"
+        look_at = result.started + _POLL  # not at each rank's report: usual tests are over before the first
         while self.pending:
             for key, _ in self.selector.select(_POLL):
                 if key.data is None:
@@ -261,13 +269,10 @@ class _Test:
                     self._hear(key.data)
             self._bury()
             now = time.monotonic()
-            if (
-                self.scenario.lockstep != "off"
-                and self.pending
-                and self.supervisor.poll() is not None
-                and enforced
-            ):
-                self._act_within(_AFTER_VERDICT, "verdict")
+            if watched and self.pending and now >= look_at:
+                if supervisor.poll() is not None and enforced:
+                    self._act_within(_AFTER_VERDICT, "verdict")
+                look_at = time.monotonic() + _POLL
             if now >= self.deadline:
                 result.why_ended = "timeout"
                 break
@@ -340,7 +345,7 @@ class _Test:
 
     def _conclude(self) -> None:
         result, supervisor = self.result, self.supervisor
-        result.uneven = _uneven(result.outcomes)
+        result.uneven = uneven(result.outcomes)
         troubled = (
             result.uneven or result.exits or self.pending or any(o.failure for o in result.outcomes.values())
         )
@@ -385,13 +390,3 @@ class _Test:
 
 def _cut_off(text: str) -> Finalised:
     return Finalised(Failure("teardown", time.monotonic(), "HarnessError", text, victim=False))
-
-
-def _uneven(outcomes: Mapping[int, Outcome]) -> bool:
-    """Whether two members of a group differ in how many collectives they entered, or in which."""
-    groups = {group: members for one in outcomes.values() for group, (_, _, members) in one.groups.items()}
-    for group, members in groups.items():
-        places = {outcomes[rank].groups.get(group, (0, 0, ()))[:2] for rank in members if rank in outcomes}
-        if len(places) > 1:
-            return True
-    return False
