@@ -84,6 +84,7 @@ class Session:
     @contextmanager
     def prepared(self, item: pytest.Item) -> Iterator[None]:
         """Before any time-out of the item runs: wait until ranks can be had, for slots, and for its world."""
+        self.last_item = item
         with ExitStack() as until_over:
             try:
                 self._plans[item.nodeid] = scenario = scenario_of(item, self.settings)
@@ -185,6 +186,10 @@ class Session:
 
     def _world(self, key: WorldKey) -> World:
         world = self._worlds.get(key)
+        if world is not None and (lost := world.lost()):
+            self._worlds.pop(key).end(soft=False)
+            self._report_ends(world, lost)
+            world = None
         if world is None:
             world = self._worlds[key] = self._new_world(key)
         try:

@@ -27,6 +27,7 @@ from pytest_esper_ddp.controller.captured import Captured
 from pytest_esper_ddp.controller.coverage import measured
 from pytest_esper_ddp.controller.deadlines import Deadline
 from pytest_esper_ddp.controller.key import WorldKey
+from pytest_esper_ddp.controller.leaving import cut_off, left_by_themselves, lost_ranks
 from pytest_esper_ddp.controller.run import Run, uneven
 from pytest_esper_ddp.controller.rundir import RunDirectory
 from pytest_esper_ddp.controller.sources import Source
@@ -40,7 +41,6 @@ from pytest_esper_ddp.wire.messages import (
     Broken,
     Early,
     EndWorld,
-    Failure,
     Finalised,
     ForkWorld,
     Outcome,
@@ -204,14 +204,15 @@ class World:
             try:
                 ends[rank] = receive(channel)
             except TimeoutError:
-                ends[rank] = _cut_off(f"its fixtures were not finalised within {_FINALISED_WITHIN:g} s")
+                ends[rank] = cut_off(f"its fixtures were not finalised within {_FINALISED_WITHIN:g} s")
             except Closed:
                 code = self.source.wait_exit(self.pids[rank], _SOFT_END)
-                ends[rank] = _cut_off(f"ended with {code} while its fixtures were finalised")
-        end = time.monotonic() + _SOFT_END
-        return all(
-            self.source.wait_exit(pid, max(0.0, end - time.monotonic())) is not None for pid in self.pids
-        )
+                ends[rank] = cut_off(f"ended with {code} while its fixtures were finalised")
+        return left_by_themselves(self.source, self.pids, ends, _SOFT_END)
+
+    def lost(self) -> Mapping[int, Finalised]:
+        """Ranks that have ended since the last test here."""
+        return {} if self.last is None else lost_ranks(self.source, self.pids, self._channels)
 
     def _kill(self) -> None:
         for number, within in (
@@ -386,7 +387,3 @@ class _Test:
             self.pending or result.exits or any(one.failure or one.error for one in result.outcomes.values())
         )
         return suspected and ended_well and self.scenario.expectation is None
-
-
-def _cut_off(text: str) -> Finalised:
-    return Finalised(Failure("teardown", time.monotonic(), "HarnessError", text, victim=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import pickle
 import socket
@@ -118,6 +119,7 @@ class Worker:
             soft = False
         if soft:
             self._answer_end()
+            atexit._run_exitfuncs()  # those of the tests, as at any program's end: its exit counts, too
         if self.measurement is not None:
             self.measurement.stop()
         return 0

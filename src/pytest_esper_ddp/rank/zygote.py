@@ -6,6 +6,7 @@ run loop waits for worlds to fork instead of running tests.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import select
@@ -90,6 +91,7 @@ class Zygote(Collecting):
         sockets: list[int],
     ) -> NoReturn:
         self.channel.close()
+        atexit._clear()  # what modules have registered is for the end of one process, not for each rank's
         for index, fd in enumerate(sockets):
             if index != rank:
                 os.close(fd)
