@@ -78,6 +78,15 @@ def _slots(text: str) -> int | None:
     return value
 
 
+def _rank(text: str) -> int | None:
+    if text == "any":
+        return None
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
 OPTIONS = (
     Option(
         "world_size",
@@ -109,11 +118,20 @@ OPTIONS = (
         "that is more",
         _slots,
     ),
+    Option(
+        "debug_rank",
+        "any",
+        "R|any",
+        "the rank in which breakpoint(), --pdb and --trace prompt; any: the first that fails, at "
+        "breakpoints one after the other",
+        _rank,
+    ),
 )
 _ACCEPTED = {
     "world_size": "integers >= 2, separated by commas",
     "seed": "an integer from 0 to 2**64 - 1",
     "slots": "an integer >= 1, or auto",
+    "debug_rank": "a rank, or any",
     "timeout": "a number of seconds > 0",
 }
 
@@ -129,6 +147,7 @@ class Settings:
     start: str
     seed: int
     slots: int | None = None  # None: auto
+    debug_rank: int | None = None  # None: any
 
     def header(self) -> str:
         """One line for the head of the session's output."""
@@ -161,6 +180,7 @@ def settings_of(config: pytest.Config) -> Settings:
         start=values["start"],
         seed=values["seed"],
         slots=values["slots"],
+        debug_rank=values["debug_rank"],
     )
 
 

@@ -28,6 +28,8 @@ WRONG = [
     ("seed", str(2**64), "an integer from 0 to 2**64 - 1"),
     ("slots", "0", "an integer >= 1, or auto"),
     ("slots", "many", "an integer >= 1, or auto"),
+    ("debug_rank", "-1", "a rank, or any"),
+    ("debug_rank", "first", "a rank, or any"),
 ]
 
 
@@ -63,11 +65,12 @@ def test_the_options_are_these() -> None:
         ("--ddp-start", "ddp_start", "PYTEST_DDP_START", "fork"),
         ("--ddp-seed", "ddp_seed", "PYTEST_DDP_SEED", "0"),
         ("--ddp-slots", "ddp_slots", "PYTEST_DDP_SLOTS", "auto"),
+        ("--ddp-debug-rank", "ddp_debug_rank", "PYTEST_DDP_DEBUG_RANK", "any"),
     ]
 
 
 def test_what_holds_when_nothing_is_given() -> None:
-    assert astuple(resolve()) == ((2,), "gloo", 30.0, "pool", "fork", 0, None)
+    assert astuple(resolve()) == ((2,), "gloo", 30.0, "pool", "fork", 0, None, None)
 
 
 def test_the_header_shows_every_option() -> None:

@@ -22,6 +22,7 @@ from pytest_esper_ddp.controller.slots import Slots, processors
 from pytest_esper_ddp.controller.sources import Sources
 from pytest_esper_ddp.controller.store import Store
 from pytest_esper_ddp.controller.telling import forward_warnings, tell_leaks, warn
+from pytest_esper_ddp.controller.terminal import TerminalDesk, debugger_of
 from pytest_esper_ddp.controller.world import World
 from pytest_esper_ddp.controller.zygote import ZygoteEnded
 from pytest_esper_ddp.declared import is_ddp
@@ -153,7 +154,7 @@ class Session:
             following = None if world.key.once else self._next.get(item.nodeid)
             deadline = deadline_of(item, scenario.timeout)
             stop_other_clocks(item)
-            run = world.run(item.nodeid, following, scenario, deadline)
+            run = world.run(item.nodeid, following, scenario, deadline, TerminalDesk(self.config))
         except BaseException:
             world.end(soft=False)
             raise
@@ -208,6 +209,7 @@ class Session:
             self._base_temp(),
             self.settings.seed,
             self._store if key.init else Store(),
+            debugger_of(self.config, self.settings.debug_rank),
         )
 
     def _rank_slots(self) -> Slots:
@@ -311,3 +313,5 @@ def _stop_if_asked(item: pytest.Item, run: Run) -> None:
     for rank, outcome in sorted(run.outcomes.items()):
         if outcome.failure is not None and outcome.failure.type == "Exit":
             item.session.shouldstop = f"rank {rank}: {outcome.failure.text}"
+        elif (outcome.error or "").startswith("Exit: "):  # after it had failed: the debugger was left
+            item.session.shouldstop = f"rank {rank}: {outcome.error}"

@@ -31,6 +31,7 @@ from esper.lockstep.record.ledger import Ledger
 from pytest_esper_ddp import handle
 from pytest_esper_ddp.rank.capture import captured_files, own_capture
 from pytest_esper_ddp.rank.coverage import Measurement
+from pytest_esper_ddp.rank.debugging import Debugging
 from pytest_esper_ddp.rank.failure import failure_of
 from pytest_esper_ddp.rank.inject import Injector, refusal
 from pytest_esper_ddp.rank.state import Snapshot
@@ -95,6 +96,7 @@ class Worker:
         self.warnings = Warnings()
         self.measurement: Measurement | None = None
         self.last: pytest.Item | None = None
+        self.debugging: Debugging
 
     def run(self) -> int:
         """Start, serve until told to end or until the controller is gone; the process's exit status."""
@@ -149,6 +151,8 @@ class Worker:
         if world.measured is not None:
             self.measurement = Measurement(config, world.measured)
             config.pluginmanager.register(self.measurement)
+        self.debugging = Debugging(config, self.channel, self.rank, world.debugger)
+        config.pluginmanager.register(self.debugging)
         answer_stack_requests(world.run_dir, self.rank)
         self.recorder = Recorder(
             Ledger(world.run_dir, self.rank, world.world_size, _LEDGER_RECORDS), INTERNAL + _plumbing()
@@ -207,6 +211,8 @@ class Worker:
         except BaseException as caught:  # noqa: BLE001  pytest.exit, Ctrl-C of its own, a hook of a plugin
             error = f"{type(caught).__name__}: {caught}"
             observer.broke(caught)
+        finally:
+            self.debugging.leave()
         self.recorder.over()
         if self.measurement is not None:
             self.measurement.save()

@@ -38,6 +38,15 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Debugger:
+    """When a rank is to be debugged."""
+
+    post_mortem: bool = False  # where it fails
+    trace: bool = False  # from its test's first line
+    rank: int | None = None  # this one alone
+
+
+@dataclass(frozen=True)
 class ForkWorld:
     """Fork the ranks of a world; their ends of the socket pairs travel beside this message."""
 
@@ -52,6 +61,7 @@ class ForkWorld:
     lasting: bool  # its ranks run one test after the other
     store_port: int  # of the session's store, on the loopback interface
     measured: Measured | None = None
+    debugger: Debugger = Debugger()
 
 
 # zygote -> controller; Broken also rank -> controller
@@ -112,11 +122,30 @@ class RunTest:
 
 
 @dataclass(frozen=True)
+class Terminal:
+    """Answers a rank that has asked for it. Where granted, standard input travels behind this message."""
+
+    granted: bool
+
+
+@dataclass(frozen=True)
 class EndWorld:
     """No more tests: finalise fixtures and leave."""
 
 
 # rank -> controller
+
+
+@dataclass(frozen=True)
+class AsksForTerminal:
+    """A debugger wants to prompt; the rank waits for a `Terminal`."""
+
+    post_mortem: bool
+
+
+@dataclass(frozen=True)
+class LeavesTerminal:
+    """The debugger is done."""
 
 
 @dataclass(frozen=True)

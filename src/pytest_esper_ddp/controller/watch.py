@@ -1,0 +1,207 @@
+"""The watch over one test's run on the ranks of a world."""
+
+from __future__ import annotations
+
+import selectors
+import time
+from typing import TYPE_CHECKING
+
+from esper.lockstep.frames import INTERNAL
+from esper.lockstep.proof.finding import SUSPECTED, Patience
+from esper.lockstep.rank.stacks import stack_path
+from esper.lockstep.report.diagnosis import short_site
+from esper.lockstep.run.evidence import current_line
+from esper.lockstep.run.process import kept_waiting
+from esper.lockstep.run.supervisor import Supervisor
+from pytest_esper_ddp.controller.deadlines import Deadline
+from pytest_esper_ddp.controller.run import Run, uneven
+from pytest_esper_ddp.controller.terminal import TerminalDesk
+from pytest_esper_ddp.faults import FILES
+from pytest_esper_ddp.markers import BY_PROGRAM
+from pytest_esper_ddp.scenario import Scenario
+from pytest_esper_ddp.wire.channel import Closed, Unreadable
+from pytest_esper_ddp.wire.messages import AsksForTerminal, Early, LeavesTerminal, Outcome
+
+if TYPE_CHECKING:
+    from pytest_esper_ddp.controller.world import World
+
+_POLL = 0.004
+# How long ranks may take for reports of their own once one has failed or a verdict stands.
+_GRACE = 0.5
+_AFTER_VERDICT = 0.1
+_STOPPED_PATIENCE = 0.5
+
+
+class Watch:
+    """The watch over one run."""
+
+    def __init__(
+        self, world: World, name: str, scenario: Scenario, deadline: Deadline, terminal: TerminalDesk
+    ) -> None:
+        self.world, self.name, self.scenario, self.terminal = world, name, scenario, terminal
+        self.selector = selectors.DefaultSelector()
+        self.result = Run(started=time.monotonic(), shortened=deadline.note)
+        self.deadline = self.result.started + deadline.seconds
+        self.act_at: float | None = None
+        self.kept: dict[int, float] = {}  # then, by rank: how long each had been kept from a processor
+        self.pending = set(range(world.key.world_size))
+        self.early: dict[int, list[Early]] = {}
+        self.supervisor = Supervisor(
+            world.run_dir,
+            world.pids,
+            patience=Patience(scenario.patience, min(scenario.patience, _STOPPED_PATIENCE)),
+            readers=world.readers,
+            begun=name,
+            internal=INTERNAL + FILES,
+            wake=scenario.lockstep == "enforce",
+        )
+        self.selector.register(world.source.channel, selectors.EVENT_READ, None)
+
+    def watch(self) -> Run:
+        result, supervisor = self.result, self.supervisor
+        enforced = self.scenario.lockstep == "enforce"
+        look_at = result.started + _POLL  # not at each rank's report: usual tests are over before the first
+        while self.pending:
+            for key, _ in self.selector.select(_POLL):
+                if key.data is None:
+                    self.world.source.pump()
+                else:
+                    self._hear(key.data)
+            self._bury()
+            if self.terminal.holder is not None:
+                continue
+            now = time.monotonic()
+            if self._judged and self.pending and now >= look_at:
+                if supervisor.poll() is not None and enforced:
+                    self._act_within(_AFTER_VERDICT, "verdict")
+                look_at = time.monotonic() + _POLL
+            if now >= self.deadline:
+                result.why_ended = "timeout"
+                break
+            if self.act_at is not None and now >= self.act_at and now >= self.act_at + self._starved():
+                break
+        else:
+            result.why_ended = None
+        self._conclude()
+        return result
+
+    def _hear(self, rank: int, *, last: bool = False) -> None:
+        try:
+            messages = self.world.inboxes[rank].take(last=last)
+        except Closed:
+            self.selector.unregister(self.world.channels[rank])
+            return  # its exit is on its way from the zygote
+        for message in messages:
+            match message:
+                case AsksForTerminal(post_mortem):
+                    pid, channel = self.world.pids[rank], self.world.channels[rank]
+                    self.terminal.ask(rank, pid, channel, post_mortem=post_mortem)
+                case LeavesTerminal():
+                    self._leave_terminal(rank)
+                case Early():
+                    self.early.setdefault(rank, []).append(message)
+                case Unreadable(reason):
+                    told = f"what it reports can't be read here: {reason}"
+                    self._take(rank, Outcome((), None, {}, (), error=told))
+                case _:
+                    self._take(rank, message)
+
+    def _leave_terminal(self, rank: int) -> None:
+        stood = self.terminal.leave(rank)
+        self.deadline += stood
+        if self.act_at is not None:
+            self.act_at += stood
+
+    @property
+    def _judged(self) -> bool:
+        """Whether lockstep is asked: who was kept waiting by a debugger is not late."""
+        return self.scenario.lockstep != "off" and not self.terminal.used
+
+    def _take(self, rank: int, message: Outcome) -> None:
+        self.result.outcomes[rank] = message
+        self.pending.discard(rank)
+        failure = message.failure
+        if (failure is not None or message.error is not None) and self._ends_it(
+            rank, named=failure is not None and bool(failure.guilty)
+        ):
+            self._act_within(_GRACE, "grace")
+
+    def _bury(self) -> None:
+        """Note the ranks that have ended; what they had still sent is heard first."""
+        for rank, pid in enumerate(self.world.pids):
+            code = self.world.source.exit_code(pid)
+            if code is None or rank in self.result.exits:
+                continue
+            channel = self.world.channels[rank]
+            if rank in self.pending and channel in self.selector.get_map():
+                self._hear(rank, last=True)
+            self.result.exits[rank] = code
+            self.pending.discard(rank)
+            self._leave_terminal(rank)
+            self.supervisor.ended(rank, code)
+            if self._ends_it(rank, named=False):
+                self._act_within(_GRACE, "grace")
+
+    def _ends_it(self, rank: int, *, named: bool) -> bool:
+        """Whether the failure of this rank is the end, and not what the others are to find out for
+        themselves in their own time.
+        """
+        expected = self.scenario.expectation
+        if expected is None or expected.kind not in BY_PROGRAM:
+            return True
+        return named or (expected.guilty is not None and rank not in expected.guilty)
+
+    def _act_within(self, seconds: float, why: str) -> None:
+        at = time.monotonic() + seconds
+        if self.act_at is None or at < self.act_at:
+            self.act_at, self.result.why_ended = at, why
+            self.kept = {rank: kept_waiting(self.world.pids[rank]) for rank in self.pending}
+
+    def _starved(self) -> float:
+        """The most seconds for which a rank that may still report has had no processor since."""
+        pids = self.world.pids
+        return max((kept_waiting(pids[rank]) - self.kept[rank] for rank in self.pending), default=0.0)
+
+    def _conclude(self) -> None:
+        result, supervisor = self.result, self.supervisor
+        result.uneven = uneven(result.outcomes)
+        troubled = (
+            result.uneven or result.exits or self.pending or any(o.failure for o in result.outcomes.values())
+        )
+        if troubled and self._judged:
+            supervisor.poll(final=not self.pending)
+        supervisor.read()
+        result.diagnosis, result.decided_at = supervisor.diagnosis, supervisor.decided_at
+        result.broken = supervisor.broken
+        if self._came_right():
+            result.diagnosis = None
+        for rank in sorted(self.pending):
+            where, site = current_line(
+                self.world.pids[rank], stack_path(self.world.run_dir, rank), INTERNAL + FILES, within=0.2
+            )
+            result.unfinished[rank] = f"{where} at {short_site(site)}"
+        for seen in supervisor.view.ranks:
+            for entry in seen.faults:
+                result.fired[entry.detail["index"]] = entry.issued
+        self._save_what_was_said()
+        result.ended = time.monotonic()
+
+    def _save_what_was_said(self) -> None:
+        """Of ranks that came to no outcome: the reports that they had sent ahead, and what they printed."""
+        result = self.result
+        for rank in result.exits.keys() | self.pending:
+            if rank not in result.outcomes and (early := self.early.get(rank)):
+                failure = next((one.failure for one in early if one.failure is not None), None)
+                reports = tuple(one.report for one in early)
+                result.outcomes[rank] = Outcome(reports, failure, groups={}, fired=())
+            if printed := self.world.captured.printed(rank):
+                result.printed[rank] = printed
+
+    def _came_right(self) -> bool:
+        """Whether a suspicion, which an observed run outlives, was none: every rank has ended well since."""
+        result = self.result
+        suspected = result.diagnosis is not None and result.diagnosis.kind in SUSPECTED
+        ended_well = not (
+            self.pending or result.exits or any(one.failure or one.error for one in result.outcomes.values())
+        )
+        return suspected and ended_well and self.scenario.expectation is None
