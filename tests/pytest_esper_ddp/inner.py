@@ -85,16 +85,22 @@ class Inner:
         return path
 
     def start(
-        self, *arguments: str, env: Mapping[str, str] | None = None, command: Sequence[str] = PYTEST
+        self,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        command: Sequence[str] = PYTEST,
+        before: Sequence[str] = (),
     ) -> subprocess.Popen[str]:
-        """Start a session, or what else Python is to run, and leave it running."""
+        """Start a session, or what else Python is to run, and leave it running; `before`: a command that
+        starts what follows it.
+        """
         kept = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("PYTEST_", "COV_", "COVERAGE")) and name not in ("RANK", "WORLD_SIZE")
         }
         process = subprocess.Popen(
-            [sys.executable, *command, *arguments],
+            [*before, sys.executable, *command, *arguments],
             cwd=self.folder,
             env={**kept, "COLUMNS": "250", "ESPER_TEST_TOKEN": self.token, **_ALONE, **(env or {})},
             stdin=subprocess.DEVNULL,

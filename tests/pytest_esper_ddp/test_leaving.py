@@ -50,13 +50,16 @@ import os, signal
 from pathlib import Path
 import psutil
 
+def pytest_configure(config):
+    # Of xdist's processes the worker's, which has the ranks.
+    global has_ranks
+    has_ranks = hasattr(config, "workerinput") or not config.getoption("numprocesses")
+
 def pytest_runtest_logfinish(nodeid):
-    if nodeid.endswith("test_before") and "RANK" not in os.environ and Path("pid1").exists():
+    if nodeid.endswith("test_before") and "RANK" not in os.environ and has_ranks:
         rank = psutil.Process(int(Path("pid1").read_text()))
-        Path("pid1").rename("killed")
         rank.send_signal(signal.SIGKILL)
         psutil.wait_procs([rank])
-        Path("pid1").write_text("0")
 """
 
 
