@@ -88,9 +88,10 @@ def test_plain(): ...
 """
 
 
-def test_wrong_input_fails_its_own_item_with_one_sentence(inner: Inner) -> None:
+@pytest.mark.parametrize("arguments", [(), ("-n", "1")], ids=["alone", "xdist"])
+def test_wrong_input_fails_its_own_item_with_one_sentence(inner: Inner, arguments: tuple[str, ...]) -> None:
     inner.file(WRONG)
-    result = inner.run(env={"CUDA_VISIBLE_DEVICES": ""})
+    result = inner.run(*arguments, env={"CUDA_VISIBLE_DEVICES": ""})
     assert result.passed == {"test_right", "test_plain"}
     assert {name: end for name, end in result.ends.items() if name not in result.passed} == dict.fromkeys(
         ("test_size", "test_fault", "test_expect", "test_backend"), "ERROR"
@@ -110,9 +111,12 @@ def test_wrong_input_fails_its_own_item_with_one_sentence(inner: Inner) -> None:
 
 def test_a_wrong_option_is_a_usage_error(inner: Inner) -> None:
     inner.file(PLAIN, head="")
-    result = inner.run("--ddp-world-size=1")
-    assert result.status == pytest.ExitCode.USAGE_ERROR
-    assert result.errors.strip() == ("ERROR: --ddp-world-size=1: must be integers >= 2, separated by commas")
+    for arguments in ((), ("-n", "1")):
+        result = inner.run("--ddp-world-size=1", *arguments)
+        assert result.status == pytest.ExitCode.USAGE_ERROR
+        assert (
+            result.errors.strip() == "ERROR: --ddp-world-size=1: must be integers >= 2, separated by commas"
+        )
     result = inner.run(env={"PYTEST_DDP_TIMEOUT": "soon"})
     assert result.errors.strip() == "ERROR: PYTEST_DDP_TIMEOUT=soon: must be a number of seconds > 0"
     inner.file("[pytest]\nddp_isolation = none\n", "pytest.ini", head="")
