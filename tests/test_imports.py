@@ -297,6 +297,6 @@ def test_a_session_without_tests_on_ranks_loads_nothing_of_what_runs_them(tmp_pa
         text=True,
         check=False,
     )
-    ours = ["", ".controller", ".controller.on_demand", ".declared", ".options", ".plugin"]
+    ours = ["", ".controller", ".controller.on_demand", ".declared", ".launch", ".options", ".plugin"]
     assert "1 passed" in done.stdout, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == str([f"pytest_esper_ddp{part}" for part in ours])

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from pytest_esper_ddp.launch import Place
+
 BACKENDS = ("gloo", "nccl", "auto")
 ISOLATIONS = ("pool", "fresh")
 STARTS = ("fork", "spawn")
@@ -167,11 +169,14 @@ def add_options(parser: pytest.Parser) -> None:
         parser.addini(option.key, text, default=None)
 
 
-def settings_of(config: pytest.Config) -> Settings:
+def settings_of(config: pytest.Config, place: Place | None = None) -> Settings:
     """Resolve flag over environment over ini. Raises pytest.UsageError naming the value and where it came
-    from.
+    from. Launched ranks are as many as they are.
     """
-    values = {option.name: _resolve(config, option) for option in OPTIONS}
+    here = {} if place is None else {"world_size": str(place.world_size)}
+    values = {
+        option.name: _resolve(config, option, here.get(option.name, option.default)) for option in OPTIONS
+    }
     return Settings(
         world_sizes=values["world_size"],
         backend=values["backend"],
@@ -184,12 +189,12 @@ def settings_of(config: pytest.Config) -> Settings:
     )
 
 
-def _resolve(config: pytest.Config, option: Option) -> Any:
+def _resolve(config: pytest.Config, option: Option, default: str) -> Any:
     given = (
         (option.flag, config.getoption(option.key)),
         (option.variable, os.environ.get(option.variable)),
         (f"ini key {option.key}", config.getini(option.key)),
-        ("default", option.default),
+        ("default", default),
     )
     source, text = next((source, str(value)) for source, value in given if value not in (None, ""))
     try:

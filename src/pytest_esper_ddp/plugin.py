@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_esper_ddp import options
-from pytest_esper_ddp.controller.on_demand import OnDemand
+from pytest_esper_ddp.controller.on_demand import OnDemand, take_part
 from pytest_esper_ddp.declared import DECLARATIONS, is_ddp, leaves_size_open
+from pytest_esper_ddp.launch import place_of
 
 if TYPE_CHECKING:
     from pytest_esper_ddp.handle import DDP
@@ -26,10 +28,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for declaration in DECLARATIONS:
         config.addinivalue_line("markers", declaration)
-    config.stash[_SETTINGS] = settings = options.settings_of(config)
-    if not config.pluginmanager.hasplugin("esper-ddp-zygote"):
-        config.stash[_SESSION] = session = OnDemand(config, settings)
-        config.pluginmanager.register(session, "esper-ddp-runner")
+    place = place_of(os.environ)
+    config.stash[_SETTINGS] = settings = options.settings_of(config, place)
+    if (session := take_part(config, settings, place)) is not None:
+        config.stash[_SESSION] = session
 
 
 def pytest_report_header(config: pytest.Config) -> str:

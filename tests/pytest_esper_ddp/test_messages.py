@@ -27,6 +27,8 @@ from pytest_esper_ddp.wire.messages import (
     Finalised,
     Forked,
     ForkWorld,
+    Joined,
+    Leave,
     LeavesTerminal,
     Measured,
     Outcome,
@@ -41,6 +43,8 @@ from tests.pytest_esper_ddp.plans import failure
 
 MESSAGES = (
     Preload("torch._dynamo"),
+    Joined(1, 4711, {"test_it.py::test_it": "digest"}),
+    Leave(None),
     Collect({"verbose": 1}, ("test_it.py",), "/"),
     ForkWorld(
         number=1,

@@ -8,11 +8,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from pytest_esper_ddp.controller.coverage import OF_SUBPROCESSES
+from pytest_esper_ddp.launch import PLACE
 from pytest_esper_ddp.wire.messages import Collect
 
 _ALREADY_IMPORTED = "ignore::pytest.PytestAssertRewriteWarning"
@@ -52,7 +54,9 @@ _RESET: dict[str, Any] = {
 def start_collecting(
     config: pytest.Config, module: str, end: socket.socket, *, own_group: bool = False
 ) -> subprocess.Popen[bytes]:
-    """Start `python -m module SOCKET PARENT` with that end of a socket pair."""
+    """Start `python -m module SOCKET PARENT` with that end of a socket pair. Where torchrun has launched this
+    process it signals the whole group, and ranks have to be seen to their end.
+    """
     capture = config.pluginmanager.getplugin("capturemanager")
     if capture is not None:  # else it, and with -s each rank, would write into pytest's capture
         capture.suspend_global_capture(in_=True)
@@ -61,7 +65,7 @@ def start_collecting(
             [sys.executable, "-m", module, str(end.fileno()), str(os.getpid())],
             pass_fds=[end.fileno()],
             stdin=subprocess.DEVNULL,
-            process_group=0 if own_group else None,
+            process_group=0 if own_group or config.stash.get(PLACE, None) else None,
             env={
                 **{name: value for name, value in os.environ.items() if name not in OF_SUBPROCESSES},
                 "OMP_NUM_THREADS": "1",
@@ -71,6 +75,12 @@ def start_collecting(
     finally:
         if capture is not None:
             capture.resume_global_capture()
+
+
+def signal_group(pid: int, number: int) -> None:
+    """To a rank, which leads a process group that holds whatever its tests have started."""
+    with suppress(ProcessLookupError, PermissionError):  # a group's number is not given again in its life
+        os.killpg(pid, number)
 
 
 def order_to_collect(config: pytest.Config, items: Sequence[pytest.Item]) -> Collect:

@@ -332,6 +332,13 @@ def _report(
     )
 
 
+def skipped(frame: Frame, reason: str) -> list[Any]:
+    """The item is not for this session."""
+    report = _report(frame, "setup", "skipped")
+    report.longrepr = (str(frame.item.path), (frame.item.location[1] or 0) + 1, f"Skipped: {reason}")
+    return [report, _report(frame, "teardown", "passed")]
+
+
 def errored(frame: Frame, text: str) -> list[Any]:
     """The item could not be run at all: an error of its set-up."""
     return [_report(frame, "setup", "failed", text), _report(frame, "teardown", "passed")]

@@ -31,10 +31,14 @@ class Run:
 
     @property
     def spoiled(self) -> bool:
+        """Whether the world had better not be used again."""
+        return self.unusable or any(outcome.failure for outcome in self.outcomes.values())
+
+    @property
+    def unusable(self) -> bool:
         """Whether the world can't be used again."""
-        leaks = any(outcome.leaks for outcome in self.outcomes.values())
-        failed = any(outcome.failure or outcome.error for outcome in self.outcomes.values())
-        return bool(self.exits or self.unfinished or self.diagnosis or self.uneven or leaks or failed)
+        left = any(outcome.leaks or outcome.error for outcome in self.outcomes.values())
+        return bool(self.exits or self.unfinished or self.diagnosis or self.uneven or left)
 
 
 def uneven(outcomes: Mapping[int, Outcome]) -> bool:

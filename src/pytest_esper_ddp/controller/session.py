@@ -14,6 +14,7 @@ import pytest
 
 from pytest_esper_ddp.controller import merge
 from pytest_esper_ddp.controller.coverage import take_in
+from pytest_esper_ddp.controller.crew import RUNNING, Crew, OtherSize
 from pytest_esper_ddp.controller.deadlines import deadline_of, stop_other_clocks
 from pytest_esper_ddp.controller.key import WorldKey
 from pytest_esper_ddp.controller.run import Run
@@ -38,8 +39,9 @@ from pytest_esper_ddp.wire.messages import Finalised
 class Session:
     """Has ranks ready when a file mentions ddp, makes worlds as items need them, ends all of it."""
 
-    def __init__(self, config: pytest.Config, settings: Settings) -> None:
-        self.config, self.settings = config, settings
+    def __init__(self, config: pytest.Config, settings: Settings, crew: Crew | None = None) -> None:
+        """`crew`: ranks that have been launched."""
+        self.config, self.settings, self._crew = config, settings, crew
         self.rows: list[Row] = []
         self._sources = Sources(config, settings.start, self._tell)
         self._items: Sequence[pytest.Item] = ()  # on ranks
@@ -91,6 +93,8 @@ class Session:
                 self._plans[item.nodeid] = scenario = scenario_of(item, self.settings)
                 with self._renewing(item):
                     self._sources.check(item)
+                if self._crew is not None:
+                    self._crew.check(item, scenario.world_size)
                 if not self._keys:
                     self._plan()
                 key = WorldKey.of(scenario, self._sources.start_of(item))
@@ -109,15 +113,20 @@ class Session:
         started, clock = time.time(), time.monotonic()
         frame = merge.Frame(item, self._load, started, 0.0)
         scenario = self._plans.pop(item.nodeid)
+        if isinstance(scenario, OtherSize):
+            return merge.skipped(frame, str(scenario))
         if isinstance(scenario, Exception):
             return merge.errored(frame, str(scenario))
         try:
             world = self._world(WorldKey.of(scenario, self._sources.start_of(item)))
+            self.config.stash[RUNNING] = item.session
             run = self._run_in(world, item, scenario)
         except (MarkerError, HarnessError) as error:
             return merge.errored(frame, str(error))
         except Exception:  # noqa: BLE001  our own bug fails one test, and the others still run
             return merge.errored(frame, f"inconclusive: the harness itself failed\n{traceback.format_exc()}")
+        finally:
+            self.config.stash[RUNNING] = None
         for outcome in run.outcomes.values():
             if outcome.refused is not None:
                 return merge.errored(frame, outcome.refused)
@@ -155,10 +164,13 @@ class Session:
             deadline = deadline_of(item, scenario.timeout)
             stop_other_clocks(item)
             run = world.run(item.nodeid, following, scenario, deadline, TerminalDesk(self.config))
-        except BaseException:
+        except BaseException as error:
+            if self._crew is not None and not isinstance(error, Exception):
+                self._crew.abandon()
             world.end(soft=False)
             raise
-        if world.key.once or run.spoiled:
+        # A launched rank takes seconds to begin anew, and a test that only fails leaves nothing in it.
+        if world.key.once or (run.spoiled if self._crew is None else run.unusable):
             if world.key.once and not run.spoiled:
                 world.dismiss()
                 self._fork_ahead(item, world.key)
@@ -181,7 +193,7 @@ class Session:
 
     def _fork_ahead(self, item: pytest.Item, key: WorldKey) -> None:
         """Have the next test's new ranks start while those of this one leave."""
-        if key.start == "fork" and self._next.get(item.nodeid) is not None:
+        if key.start == "fork" and self._crew is None and self._next.get(item.nodeid) is not None:
             with suppress(HarnessError, OSError):  # said when that test needs them
                 self._worlds[key] = self._new_world(key)
 
@@ -192,6 +204,8 @@ class Session:
             self._report_ends(world, lost)
             world = None
         if world is None:
+            if self._crew is not None:
+                self._end_softly()  # launched ranks are in one world at a time
             world = self._worlds[key] = self._new_world(key)
         try:
             world.wait_up()
@@ -202,8 +216,9 @@ class Session:
         return world
 
     def _new_world(self, key: WorldKey) -> World:
+        source = self._sources.get(key.start)
         return World(
-            self._sources.get(key.start),
+            source if self._crew is None else self._crew.around(source),
             key,
             self._base_dir(),
             self._base_temp(),
@@ -234,6 +249,11 @@ class Session:
 
     def end_worlds(self) -> None:
         """End every world softly, so that session and module fixtures are finalised."""
+        self._end_softly()
+        if self._base is not None:
+            take_in(self._base.path)
+
+    def _end_softly(self) -> None:
         while self._worlds:
             _, world = self._worlds.popitem()
             try:
@@ -244,8 +264,6 @@ class Session:
                     one.end(soft=False)
                 self._worlds.clear()
                 raise
-        if self._base is not None:
-            take_in(self._base.path)
 
     def _report_ends(self, world: World, ends: Mapping[int, Finalised]) -> None:
         """What wide fixtures raised in the end is an error of the last test on these ranks."""

@@ -39,6 +39,9 @@ class Source(Protocol):
     def wait_exit(self, pid: int, within: float) -> int | None:
         """As `exit_code`, after waiting up to `within` seconds for it."""
 
+    def signal(self, pid: int, number: int) -> None:
+        """Send it to a rank and whatever its tests have started, which goes on after the rank has ended."""
+
 
 class Sources:
     """One session's."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from pytest_esper_ddp.controller.collecting import order_to_collect, start_collecting
+from pytest_esper_ddp.controller.collecting import order_to_collect, signal_group, start_collecting
 from pytest_esper_ddp.errors import HarnessError
 from pytest_esper_ddp.wire.messages import BecomeRank, ForkWorld
 
@@ -64,6 +64,10 @@ class Spawner:
         while pid not in self._exits and (left := end - time.monotonic()) > 0:
             self._wait(left)
         return self._exits.get(pid)
+
+    def signal(self, pid: int, number: int) -> None:
+        """Send it to a rank and whatever its tests have started."""
+        signal_group(pid, number)
 
     def close(self) -> None:
         """End what is left, which worlds have ended before."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import selectors
 import shutil
 import signal
@@ -170,9 +169,7 @@ class World:
             if not (soft and self._up and self._ended_by_themselves(ends)):
                 self._kill()
         for pid in self.pids:
-            # A group's number is not given again while it has members.
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
+            self.source.signal(pid, signal.SIGKILL)
         self._base.forget(self.pids)
         for reader in self._readers:
             reader.close()
@@ -219,9 +216,7 @@ class World:
             end = time.monotonic() + within
             alive = [pid for pid in self.pids if self.source.exit_code(pid) is None]
             for pid in alive:
-                # The rank leads a process group, which holds whatever the test has started.
-                with suppress(ProcessLookupError, PermissionError):
-                    os.killpg(pid, number)
+                self.source.signal(pid, number)
             for pid in alive:
                 self.source.wait_exit(pid, max(0.0, end - time.monotonic()))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pytest_esper_ddp.controller.collecting import order_to_collect, start_collecting
+from pytest_esper_ddp.controller.collecting import order_to_collect, signal_group, start_collecting
 from pytest_esper_ddp.errors import HarnessError
 from pytest_esper_ddp.wire.channel import Closed, receive, send
 from pytest_esper_ddp.wire.messages import Broken, Collected, Exited, Forked, ForkWorld, Preload
@@ -97,6 +97,10 @@ class ZygoteClient:
             if select.select([self.channel], [], [], left)[0]:
                 self._take(self._receive())
         return self._exits.get(pid)
+
+    def signal(self, pid: int, number: int) -> None:
+        """Send it to a rank and whatever its tests have started."""
+        signal_group(pid, number)
 
     def close(self) -> None:
         """End it and wait for it; its ranks end with it."""

@@ -94,6 +94,13 @@ class SilentReporter:
         return lambda *args, **kwargs: None
 
 
+def quiet_c10d() -> None:
+    """Of each call that raises torch tells a logger that nobody reads, and pytest's capture reads all."""
+    from torch.distributed import c10d_logger
+
+    c10d_logger._c10d_logger.setLevel(logging.INFO)
+
+
 def _messages(channel: socket.socket) -> Iterator[Collect]:
     """Orders to collect, until the controller is gone; modules are loaded in between. Raises Closed."""
     while True:
@@ -130,11 +137,9 @@ def run(kind: Callable[[socket.socket], Collecting]) -> NoReturn:
     yield_to_running()  # ranks inherit it: there are often more of them than cores
     try:
         import torch
-        from torch.distributed import c10d_logger
 
         torch.set_num_threads(1)
-        # Of each call that raises torch tells a logger that nobody reads, and pytest's capture reads all.
-        c10d_logger._c10d_logger.setLevel(logging.INFO)
+        quiet_c10d()
         import pytest_esper_ddp.rank.worker  # noqa: F401
         from esper.lockstep.rank import compiled
 

@@ -101,7 +101,8 @@ class Worker:
     def run(self) -> int:
         """Start, serve until told to end or until the controller is gone; the process's exit status."""
         # A group of its own: what a test starts ends with its rank, and Ctrl-C goes to pytest alone.
-        os.setpgid(0, 0)
+        if os.getpgrp() != os.getpid():  # a launched one has its own, and may not take another
+            os.setpgid(0, 0)
         try:
             self._start()
         except Exception as error:  # noqa: BLE001  said by the controller, as the error of each test that waits

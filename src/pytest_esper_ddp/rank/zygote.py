@@ -69,7 +69,7 @@ class Zygote(Collecting):
         request: ForkWorld = receive(self.channel)
         pids = []
         me = os.getpid()
-        for rank in range(request.world_size):
+        for rank in range(len(sockets)):  # the others have been launched
             pid = os.fork()
             if pid == 0:
                 die_with_parent(me)

@@ -99,7 +99,26 @@ class Broken:
     reason: str
 
 
+# launched rank -> controller
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A launched rank is ready to be one of a world; `items` as in Collected."""
+
+    rank: int
+    pid: int
+    items: Mapping[str, str]
+
+
 # controller -> rank
+
+
+@dataclass(frozen=True)
+class Leave:
+    """To a launched rank: end with this status or, without one, begin anew."""
+
+    status: int | None
 
 
 @dataclass(frozen=True)
