@@ -31,15 +31,15 @@ def test_next(ddp):
 # To say where the ranks are takes longer than what is left of the others' time.
 SLOW_LOOK = """
 import time
-from pytest_esper_ddp.controller import world
+from pytest_esper_ddp.controller import watch
 
-look = world.current_line
+look = watch.current_line
 
 def slow(*args, **kwargs):
     time.sleep(1.0)
     return look(*args, **kwargs)
 
-world.current_line = slow
+watch.current_line = slow
 """
 
 

@@ -155,9 +155,9 @@ def test_a_rank_without_a_processor_is_waited_for_that_much_longer(inner: Inner)
         """
         import time
 
-        from pytest_esper_ddp.controller import world
+        from pytest_esper_ddp.controller import watch
 
-        world.kept_waiting = lambda pid: time.monotonic()  # no rank ever has one
+        watch.kept_waiting = lambda pid: time.monotonic()  # no rank ever has one
         """.replace("\n        ", "\n"),
         "conftest.py",
         head="",
