@@ -40,6 +40,9 @@ def test_first(slow_end): ...
 def test_hang(ddp):
     Path("up").touch()
     dist.barrier() if ddp.rank else time.sleep(1000)
+
+@ddp2
+def test_of_those_that_wait(slow_end): ...
 """
 IMPORTS = """
 if os.environ.get("OMP_NUM_THREADS") == "1":
@@ -84,5 +87,5 @@ def test_while_the_process_that_ranks_are_forked_from_imports(inner: Inner) -> N
 def test_while_other_ranks_finalise_their_fixtures(inner: Inner, *, twice: bool) -> None:
     inner.file(PLACES)
     (inner.folder / "finalising").mkdir()
-    took = interrupted(inner, "-k", "first or hang", twice=twice)
+    took = interrupted(inner, "-k", "first or hang or wait", twice=twice)
     assert took < (ENDS_WITHIN if twice else ENDS_WITHIN + SOFT_END)
