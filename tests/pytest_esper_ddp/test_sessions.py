@@ -355,6 +355,26 @@ def test_a_module_that_only_the_forking_process_cannot_import(inner: Inner) -> N
     assert "RuntimeError: only in the other process" in told
 
 
+LATE = """
+import gc, select
+
+def test_plain():
+    # Until the process that ranks are forked from has said what it collected.
+    (channel,) = (one.channel for one in gc.get_objects() if type(one).__name__ == "ZygoteClient")
+    assert select.select([channel], [], [], 60)[0]
+
+@ddp2
+def test_one(ddp):
+    dist.barrier()
+"""
+
+
+def test_what_was_collected_may_have_been_said_long_before(inner: Inner) -> None:
+    inner.file(LATE)
+    result = inner.run("-p", "no:randomly")
+    assert result.passed == {"test_plain", "test_one"}, result.text
+
+
 STOPS = """
 @ddp2
 def test_one(ddp):

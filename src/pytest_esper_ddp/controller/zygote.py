@@ -62,7 +62,8 @@ class ZygoteClient:
     def wait_collected(self) -> Collected:
         """What it found. Raises HarnessError when it can't go on or does not answer within a minute."""
         if self.collected is None:
-            self.collected = self._wait_for(Collected, _START_WITHIN)
+            self._wait_for(Collected, _START_WITHIN)
+        assert self.collected is not None
         return self.collected
 
     def start(self, request: ForkWorld, sockets: Sequence[socket.socket]) -> tuple[int, ...]:
@@ -128,6 +129,8 @@ class ZygoteClient:
 
     def _take(self, message: object) -> object:
         match message:
+            case Collected():
+                self.collected = message  # whoever has asked for something else meanwhile
             case Exited(pid, code):
                 self._exits[pid] = code
             case Broken(reason):
