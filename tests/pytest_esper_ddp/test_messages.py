@@ -41,39 +41,26 @@ from pytest_esper_ddp.wire.messages import (
 from pytest_esper_ddp.wire.plain import packed
 from tests.pytest_esper_ddp.plans import failure
 
+WORLD = ForkWorld(
+    number=1,
+    world_size=2,
+    run_dir=Path("run"),
+    base_temp=Path("temp"),
+    backend="gloo",
+    init=True,
+    lockstep=True,
+    seed=0,
+    lasting=True,
+    store_port=1,
+)
 MESSAGES = (
     Preload("torch._dynamo"),
     Joined(1, 4711, {"test_it.py::test_it": "digest"}),
     Leave(None),
     Collect({"verbose": 1}, ("test_it.py",), "/"),
-    ForkWorld(
-        number=1,
-        world_size=2,
-        run_dir=Path("run"),
-        base_temp=Path("temp"),
-        backend="gloo",
-        init=True,
-        lockstep=True,
-        seed=0,
-        lasting=True,
-        store_port=1,
-    ),
+    WORLD,
     Collected({"test_it.py::test": "digest"}, unforkable="1 thread(s)", started={"f.py": "1 thread(s)"}),
-    BecomeRank(
-        1,
-        ForkWorld(
-            number=1,
-            world_size=2,
-            run_dir=Path("run"),
-            base_temp=Path("temp"),
-            backend="gloo",
-            init=True,
-            lockstep=True,
-            seed=0,
-            lasting=True,
-            store_port=1,
-        ),
-    ),
+    BecomeRank(1, WORLD),
     Forked((10, 11)),
     Exited(10, -9),
     Broken("no torch"),

@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 
 from esper.lockstep.rank.lineage import die_with_parent
+from esper.lockstep.run.process import group, wait_status
 from pytest_esper_ddp.controller.sources import Source
 from pytest_esper_ddp.errors import HarnessError
 from pytest_esper_ddp.launch import Place
@@ -254,19 +255,11 @@ def _closed(connection: socket.socket) -> bool:
 
 def _status(pid: int) -> int:
     """As waitpid has it; torchrun is the one that may wait for it, so what the kernel shows of it counts."""
-    try:
-        code = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[-1])
-    except (OSError, ValueError):
-        return -signal.SIGKILL  # reaped already
-    return os.waitstatus_to_exitcode(code)
+    code = wait_status(pid)
+    return -signal.SIGKILL if code is None else os.waitstatus_to_exitcode(code)  # None: reaped already
 
 
 def _group(leader: int) -> list[int]:
     """All processes of a process group but the one that leads it."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, ValueError, IndexError):
-            fields = (path / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[2]) == leader and int(path.name) != leader:
-                found.append(int(path.name))
-    return found
+    pids = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
+    return [pid for pid in pids if pid != leader and group(pid) == leader]

@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from esper.lockstep.run.process import parent
+
 _NAME = "pytest-ddp-slots"
 # Pooled tests take 2 ms: who waits looks often at first. Seconds.
 _FIRST_LOOK, _LAST_LOOK = 0.0005, 0.01
@@ -137,8 +139,8 @@ def _lock(file: int) -> bool:
 
 def _own_folder(parents: Collection[Path]) -> Path | None:
     """A folder that only this user can enter, the same for all sessions; None where none can be made."""
-    for parent in parents:
-        folder = parent / f"{_NAME}.{os.getuid()}"
+    for place in parents:
+        folder = place / f"{_NAME}.{os.getuid()}"
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
             seen = folder.lstat()
@@ -151,12 +153,8 @@ def _own_folder(parents: Collection[Path]) -> Path | None:
 
 
 def _ancestors() -> set[int]:
-    found, pid = set[int](), os.getpid()
-    while pid > 1:
-        try:
-            # "pid (name) state parent": the name may hold anything.
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            break
+    found, pid = set[int](), parent(os.getpid())
+    while pid:
         found.add(pid)
+        pid = parent(pid)
     return found

@@ -93,11 +93,7 @@ class Sources:
         if self._renewed_in_vain or self._zygote is None:
             raise error
         self._renewed_in_vain = True
-        before, self._zygote = self._zygote, ZygoteClient(self._config)
-        before.close()
-        if before.preloaded:
-            self._zygote.preload()
-        self._zygote.collect(self._forked)
+        self._replace(self._zygote)
 
     def start_of(self, item: pytest.Item) -> str:
         """How its ranks are started, once it was checked."""
@@ -124,30 +120,32 @@ class Sources:
         """Spawn the ranks of modules that start what a fork would lack, and have others forked without it."""
         if not collected.unforkable or self._start == "spawn":
             return
-        files = dict.fromkeys(str(item.path) for item in self._items)
-        if not collected.started:
-            self._tell(
-                f"ranks are spawned, not forked: plugins or conftest files start {collected.unforkable} when "
-                "they are imported, which a fork would lack"
-            )
-            self._spawned = files
-            return
         for file, started in collected.started.items():
             self._tell(
                 f"ranks of {self._shown(file)} are spawned, not forked: importing it starts {started}, which "
                 "a fork would lack"
             )
         self._spawned = collected.started
-        others = [item for item in self._items if str(item.path) not in self._spawned]
-        assert self._zygote is not None
-        if others:
-            self._forked = others
-            before, self._zygote = self._zygote, ZygoteClient(self._config)
-            self._zygote.collect(others)
-            before.close()
-            left = self._zygote.wait_collected().unforkable
-            if left:
-                raise HarnessError(f"a process to fork ranks from has {left} without a module that starts it")
+        self._forked = [item for item in self._items if str(item.path) not in self._spawned]
+        left = collected.unforkable
+        if self._spawned and self._forked:
+            assert self._zygote is not None
+            left = self._replace(self._zygote).wait_collected().unforkable
+        if left and self._forked:
+            self._tell(
+                f"ranks are spawned, not forked: plugins or conftest files start {left} when they are "
+                "imported, which a fork would lack"
+            )
+            self._spawned = dict.fromkeys(str(item.path) for item in self._items)
+
+    def _replace(self, before: ZygoteClient) -> ZygoteClient:
+        """Another zygote, for the tests that are to be forked."""
+        self._zygote = ZygoteClient(self._config)
+        before.close()
+        if before.preloaded:
+            self._zygote.preload()
+        self._zygote.collect(self._forked)
+        return self._zygote
 
     def _shown(self, file: str) -> str:
         try:

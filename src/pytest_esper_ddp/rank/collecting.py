@@ -10,6 +10,7 @@ import socket
 import sys
 import traceback
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -28,7 +29,7 @@ ROLE = "esper-ddp-zygote"
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-class Collecting:
+class Collecting(ABC):
     """A pytest session of which nothing is printed, and whose run loop is its subclass's."""
 
     def __init__(self, channel: socket.socket) -> None:
@@ -64,9 +65,9 @@ class Collecting:
         """What could not be collected, and why."""
         return "\n\n".join(self._errors)
 
+    @abstractmethod
     def go_on(self, session: pytest.Session, items: dict[str, pytest.Item]) -> NoReturn:
         """What there is to do once tests are collected; ends the process."""
-        raise NotImplementedError
 
 
 def _name_groups(items: Sequence[Any]) -> None:

@@ -40,7 +40,8 @@ class Zygote(Collecting):
         """A module is imported in here."""
         before = _unforkable()
         report = yield
-        if isinstance(collector, pytest.Module) and (now := _unforkable()) != before:
+        now = _unforkable()  # less, where a thread has ended meanwhile
+        if isinstance(collector, pytest.Module) and now not in ("", before):
             self._unforkable[str(collector.path)] = now
         return report
 

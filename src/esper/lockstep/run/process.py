@@ -29,6 +29,24 @@ def state_and_ending(pid: int) -> tuple[str, bool]:
     return fields[0], fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)
 
 
+def parent(pid: int) -> int | None:
+    """The process id of its parent; None when it is gone."""
+    fields = _stat(f"/proc/{pid}/stat")
+    return int(fields[1]) if fields else None
+
+
+def group(pid: int) -> int | None:
+    """The process group that it is in; None when it is gone."""
+    fields = _stat(f"/proc/{pid}/stat")
+    return int(fields[2]) if fields else None
+
+
+def wait_status(pid: int) -> int | None:
+    """Of one that has ended and was not reaped: what its parent's wait will be told; None when it is gone."""
+    fields = _stat(f"/proc/{pid}/stat")
+    return int(fields[-1]) if fields else None
+
+
 def processor_ticks(pid: int, thread: int) -> tuple[str, int] | None:
     """(state letter, clock ticks used so far) of one thread; None when it is gone."""
     fields = _stat(f"/proc/{pid}/task/{thread}/stat")
