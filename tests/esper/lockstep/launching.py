@@ -10,7 +10,7 @@ import textwrap
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import jsonschema
 
+from tests.esper.lockstep.late import marked_processes
 from tests.esper.lockstep.warm import MARK, warm_run
 
 SCHEMA = json.loads(files("esper.lockstep.report").joinpath("report.schema.json").read_text())
@@ -136,11 +137,8 @@ def _see_it_gone(environment: Mapping[str, str]) -> None:
 
 def left_behind(environment: Mapping[str, str]) -> list[str]:
     """The command lines of living processes with this mark."""
-    variable, found = f"{MARK}={environment[MARK]}".encode(), []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if variable in (process / "environ").read_bytes().split(b"\0"):
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:  # gone meanwhile, or another user's
-            continue
+    found = []
+    for pid in marked_processes(f"{MARK}={environment[MARK]}"):
+        with suppress(OSError):  # gone meanwhile
+            found.append(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode())
     return found

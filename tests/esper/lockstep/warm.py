@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import faulthandler
 import gc
 import importlib
 import os
@@ -30,7 +31,9 @@ from typing import NoReturn, cast
 from unittest.mock import patch
 
 from esper.lockstep.rank.lineage import die_with_parent
+from esper.lockstep.rank.stacks import STACK_SIGNAL
 from pytest_esper_ddp.wire.channel import Closed, receive, send
+from tests.esper.lockstep.late import evidence
 
 # By it all processes of a run are found again: it has another value in each.
 MARK = "ESPER_LOCKSTEP_TEST"
@@ -63,20 +66,25 @@ def warm_run(
 ) -> subprocess.CompletedProcess[str]:
     """`python -m esper.lockstep run ARGUMENTS...`; `environment` has a mark of 32 letters.
 
-    Raises subprocess.TimeoutExpired, and ends the run, when it takes longer than `timeout` seconds.
+    Raises subprocess.TimeoutExpired, and ends the run, when it takes longer than `timeout` seconds. A note of
+    it says what its processes were doing.
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         channel = _zygote()
         socket.send_fds(channel, [b"r"], [out.fileno(), err.fileno()])
         send(channel, _Start(arguments, environment, os.getcwd()))
         pid = receive(channel)
+        doing = ""
         if late := not select.select([channel], [], [], timeout)[0]:
+            doing = evidence(f"{MARK}={environment[MARK]}")
             os.kill(pid, signal.SIGKILL)
         status = receive(channel)
-        if late:
-            raise subprocess.TimeoutExpired(arguments, timeout)
         out.seek(0)
         err.seek(0)
+        if late:
+            error = subprocess.TimeoutExpired(arguments, timeout)
+            error.add_note("\n".join([doing, "-- stdout", out.read(), "-- stderr", err.read()]))
+            raise error
         return subprocess.CompletedProcess(arguments, status, out.read(), err.read())
 
 
@@ -136,6 +144,7 @@ def _be_launcher(start: _Start, files: Sequence[int]) -> NoReturn:
             os.dup2(file, number)
         os.chdir(start.folder)
         _be_alone(start.environment)
+        faulthandler.register(STACK_SIGNAL, 2, all_threads=True)
         sys.argv = ["-m", "run", *start.arguments]
         with patch.object(launch, "_start", _fork_rank):
             runpy.run_module("esper.lockstep", run_name="__main__", alter_sys=True)  # leaves by os._exit
