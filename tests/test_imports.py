@@ -25,7 +25,7 @@ class Rule:
 
 
 # What all of esper above lockstep may use.
-GROUND = ("esper.errors", "esper.checks", "esper.scheduling")
+GROUND = ("esper.errors", "esper.bits", "esper.checks", "esper.scheduling")
 # What a program says to lockstep, and what a rank needs besides.
 SPOKEN = tuple(
     f"esper.lockstep.{name}"
@@ -43,6 +43,7 @@ RULES = (
         may=("esper.lockstep.record", "esper.lockstep.proof", "esper.lockstep.report"),
     ),
     Rule(package="esper.errors", may=("esper.lockstep", "esper.errors")),
+    Rule(package="esper.bits", may=()),
     Rule(package="esper.checks", may=GROUND),
     Rule(package="esper.scheduling", may=()),
     Rule(package="esper.lifecycle", may=(*GROUND, "esper.lifecycle")),

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from esper.bits import bits_of
 from esper.distributed.divergence import ABSENT, require_same
 from esper.lockstep.rank.fingerprints import leaves, tensor_digest
 
 # What is audited: by name tensors, modules, optimisers, plain values, and mappings and lists of them.
 State = Mapping[str, object]
 _PLAIN = (Tensor, torch.nn.Parameter)
+_ATOMS = frozenset({int, float, bool, str, type(None)})
 
 
 def digest_of(state: State) -> int:
@@ -52,14 +55,15 @@ def require_same_state(texts: Callable[[str, str], Mapping[int, str]], state: St
         require_same({names.pop(): values}, where)
 
 
-def _feed(update: Callable[[bytes | memoryview], object], value: object) -> None:
+def _feed(update: Callable[[Any], object], value: object) -> None:
     if isinstance(value, Tensor):
         update(f"{value.dtype} {tuple(value.shape)}\n".encode())
         if type(value) not in _PLAIN or value.layout is not torch.strided or value.is_meta:
             update(f"{tensor_digest(value)}\n".encode())
         else:
-            flat = value.detach().cpu().contiguous().reshape(-1)
-            update(flat.view(torch.uint8).numpy().data)
+            update(bits_of(value))
+    elif type(value) in _ATOMS:
+        update(f"{value!r}\n".encode())
     elif hasattr(value, "state_dict"):
         _feed(update, value.state_dict())
     elif isinstance(value, Mapping):

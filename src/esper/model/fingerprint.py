@@ -2,8 +2,9 @@
 
 import hashlib
 
-import torch
 from torch import Tensor, nn
+
+from esper.bits import bits_of
 
 
 def fingerprint(module: nn.Module) -> int:
@@ -14,14 +15,20 @@ def fingerprint(module: nn.Module) -> int:
     # torch.hash_tensor is an xor over the elements: zeros(4) and ones(4) hash alike there, and so does any
     # permutation.
     digest = hashlib.blake2b(digest_size=8)
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        _update(digest, f"parameter {name} trainable={parameter.requires_grad}", parameter)
-    for name, buffer in module.named_buffers(remove_duplicate=False):
-        _update(digest, f"buffer {name}", buffer)
+    buffers: list[tuple[str, Tensor]] = []
+    # By the modules' own tables: two walks of torch's over all names take three times as long.
+    for path, each in module.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        for name, parameter in each._parameters.items():
+            if parameter is not None:
+                label = f"parameter {prefix}{name} trainable={parameter.requires_grad}"
+                _update(digest, label, parameter)
+        buffers += [(f"buffer {prefix}{name}", one) for name, one in each._buffers.items() if one is not None]
+    for label, buffer in buffers:
+        _update(digest, label, buffer)
     return int.from_bytes(digest.digest(), "big") >> 1
 
 
 def _update(digest: "hashlib.blake2b", label: str, tensor: Tensor) -> None:
     digest.update(f"{label} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    digest.update(flat.view(torch.uint8).numpy().data)
+    digest.update(bits_of(tensor))

@@ -58,12 +58,17 @@ def set_random_state(saved: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all(saved["cuda"])
 
 
+@torch.no_grad()
 def _copied(value: Any) -> Any:
+    return _copy_of(value)
+
+
+def _copy_of(value: Any) -> Any:
     # `copy.deepcopy` takes ten times as long, and each epoch keeps a copy.
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return value.clone()
     if isinstance(value, dict):
-        return {key: _copied(each) for key, each in value.items()}
+        return {key: _copy_of(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_copied(each) for each in value]
+        return [_copy_of(each) for each in value]
     return value  # numbers, texts, None, and tuples of them

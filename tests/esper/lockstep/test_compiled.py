@@ -44,6 +44,10 @@ def usual_and_unusual_calls(rank: int, model: DistributedDataParallel) -> None:
         dist.reduce_scatter_tensor(torch.ones(2), x)
         dist.barrier()
         dist.all_to_all_single(x, x.clone())
+        rows = torch.ones(2 * (round_ + 1), 3)
+        dist.all_to_all_single(torch.empty_like(rows), rows, async_op=True).wait()
+        cut = [2, 1] if rank == 0 else [1, 3]
+        dist.all_to_all_single(torch.ones(sum(cut)), torch.ones(sum(cut)), cut, cut)
         dist.all_reduce(torch.ones(3).to_sparse())
         told: list[Any] = [None, None]
         dist.all_gather_object(told, {"round": round_})
@@ -115,13 +119,14 @@ def test_a_usual_call_does_not_reach_python(monkeypatch: pytest.MonkeyPatch) -> 
             for _ in range(5):
                 dist.all_reduce(x)
                 dist.broadcast(x, 0)
+                dist.all_to_all_single(torch.empty_like(x), x)
                 model(torch.ones(1, 2)).sum().backward()
             dist.barrier()
             return in_python, [call.op for call in recording.calls()]
 
     for in_python, seen in on_ranks(body):
         assert in_python == ["all_reduce", "barrier"]  # the group's first, and what the audit is for
-        assert seen == ["all_reduce", "broadcast", "all_reduce"] * 5 + ["barrier"]
+        assert seen == ["all_reduce", "broadcast", "all_to_all", "all_reduce"] * 5 + ["barrier"]
 
 
 @built

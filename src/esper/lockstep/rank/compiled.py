@@ -75,8 +75,10 @@ def kernels_of(kernels: Any) -> Any:
 
 def add(kernels: Any, schema: OpSchema, kernel: Callable[..., Any]) -> None:
     """See one operator; `kernel`, in Python, takes what is unusual."""
-    at = (-1 if one is None else one for one in (schema.reduce_op, schema.async_op, schema.root))
-    kernels.add(schema.operator, schema.op, schema.group, schema.data, *at, kernel)
+    positions = (schema.reduce_op, schema.async_op, schema.root, *(schema.rows or (None, None, None)))
+    at = (-1 if one is None else one for one in positions)
+    named = schema.operator, schema.op, schema.group, schema.data
+    kernels.add(*named, *at, schema.sized, kernel, schema.detail_of())
 
 
 def build() -> Path:

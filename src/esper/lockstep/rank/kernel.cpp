@@ -48,6 +48,8 @@ constexpr size_t MOST_CALLS = 4096, MOST_CODES = 16384;
 struct Operator {
   std::string op;
   int number, group, data, reduce_op, async_op, root;  // positions, -1 where it has no such argument
+  int output, output_splits, input_splits;             // of an exchange of rows, else -1
+  bool sized;                                          // whether elements are compared
 };
 
 // An attribute that its class names in __slots__: read and written where it lies, since a look-up by name is
@@ -93,13 +95,15 @@ struct Group {  // one that this rank has met
 struct Call {  // what is known of a call before it is numbered
   std::shared_ptr<const Group> group;
   const at::Tensor* data = nullptr;  // the first one; on the stack
+  const at::Tensor* output = nullptr;  // of an exchange of rows; on the stack
   std::string key;
   int64_t elements = 0, root = -1, reduce_op = -1;
+  int members = 0;  // of an exchange of rows
   bool async_op = true;
 };
 
 struct Identity {  // string ids of a call's parts, and its signature
-  uint32_t op, reduce_op, dtype, shape, tag;
+  uint32_t op, reduce_op, dtype, shape, tag, detail;
   uint64_t signature;
 };
 
@@ -183,6 +187,7 @@ struct Objects {  // Python's, beside the compiled kernels
 
   py::object python, recorder, ledger, groups, known_groups, works, known_works, current, thread_count;
   std::vector<py::object> codes, kernels;
+  std::unordered_map<int, py::object> details;  // by operator: what tells an exchange's rows
   std::unordered_map<const c10d::ProcessGroup*, std::shared_ptr<const Group>> met;
 };
 
@@ -246,6 +251,9 @@ class Rank {  // one rank's objects and ledger
     if (!call.group || !measure(stack[first + op.data], call.data, call.elements) || call.data == nullptr) {
       return std::nullopt;
     }
+    if (!op.sized) {
+      call.elements = 0;
+    }
     if (op.reduce_op >= 0) {
       call.reduce_op = stack[first + op.reduce_op].toCustomClass<c10d::ReduceOp>()->op_;
     }
@@ -263,6 +271,15 @@ class Rank {  // one rank's objects and ledger
     add(call.key, call.data->scalar_type());
     for (const int64_t size : call.data->sizes()) {
       add(call.key, size);
+    }
+    if (op.output >= 0) {  // what each member gets follows from these three where all get alike
+      if (!stack[first + op.output_splits].toIntList().empty() || !stack[first + op.input_splits].toIntList().empty()) {
+        return std::nullopt;
+      }
+      call.output = &stack[first + op.output].toTensor();
+      call.members = group->getSize();
+      add(call.key, call.output->numel());
+      add(call.key, call.members);
     }
     const py::object tag = get(objects_->current, names_.tag);
     if (!tag.is_none()) {
@@ -283,10 +300,14 @@ class Rank {  // one rank's objects and ledger
     if (known != calls_.end()) {
       return known->second;
     }
-    const auto parts = objects_->python.attr("identify")(op.op, call.reduce_op, py::cast(*call.data), call.elements, call.root)
+    py::object detail = py::none();
+    if (call.output != nullptr) {
+      detail = objects_->details[op.number](py::make_tuple(*call.output, *call.data), call.members);
+    }
+    const auto parts = objects_->python.attr("identify")(op.op, call.reduce_op, py::cast(*call.data), call.elements, call.root, detail)
                            .cast<std::tuple<uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint64_t>>();
     const Identity identity{std::get<0>(parts), std::get<1>(parts), std::get<2>(parts),
-                            std::get<3>(parts), std::get<4>(parts), std::get<6>(parts)};
+                            std::get<3>(parts), std::get<4>(parts), std::get<5>(parts), std::get<6>(parts)};
     if (calls_.size() >= MOST_CALLS) {
       calls_.clear();
     }
@@ -339,7 +360,7 @@ class Rank {  // one rank's objects and ledger
     const uint64_t number = slots_.count.get(objects_->ledger);
     slots_.count.set(objects_->ledger, number + 1);
     const Record record{0,          call.group->key_id, static_cast<uint32_t>(sequence), parts.op, parts.reduce_op,
-                        parts.dtype, parts.shape, site, parts.tag, 0,
+                        parts.dtype, parts.shape, site, parts.tag, parts.detail,
                         static_cast<int32_t>(call.root), -1, static_cast<uint64_t>(call.elements), chain, now(),
                         0.0, 0.0, 0.0, native_thread(), flags};
     std::memcpy(at(number), &record, sizeof(record));
@@ -368,6 +389,8 @@ class Rank {  // one rank's objects and ledger
     objects_->python.attr("not_taken")(error.value(), number, call.group->record);
     throw error;
   }
+
+  void keep_detail(int operator_number, py::object detail) { objects_->details[operator_number] = std::move(detail); }
 
   py::handle keep(py::object kernel) { return objects_->kernels.emplace_back(std::move(kernel)); }
 
@@ -533,8 +556,12 @@ class Kernels {  // beside those in Python; gone when this is closed
   }
 
   void add(const std::string& name, std::string op, int group, int data, int reduce_op, int async_op, int root,
-           py::object python) {
-    Operator about{std::move(op), added_++, group, data, reduce_op, async_op, root};
+           int output, int output_splits, int input_splits, bool sized, py::object python, py::object detail) {
+    Operator about{std::move(op), added_++, group, data, reduce_op, async_op, root,
+                   output, output_splits, input_splits, sized};
+    if (!detail.is_none()) {
+      rank_->keep_detail(about.number, std::move(detail));
+    }
     const py::handle kept = rank_->keep(std::move(python));
     library_->impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(
                                      std::make_unique<Functor>(rank_, std::move(about), kept)));

@@ -211,10 +211,12 @@ class Kernels:
 
         return kernel
 
-    def identify(self, op: str, reduce_op: int, data: Any, elements: int, root: int) -> tuple[int, ...]:
+    def identify(
+        self, op: str, reduce_op: int, data: Any, elements: int, root: int, detail: str | None
+    ) -> tuple[int, ...]:
         """For the compiled kernel, of a call that it has not met: what `Recorder.identify` returns."""
         name = None if reduce_op < 0 else _BY_NUMBER.get(reduce_op, "?")
-        return self.recorder.identify(op, name, data.dtype, data.shape, elements, root)
+        return self.recorder.identify(op, name, data.dtype, data.shape, elements, root, detail)
 
     def not_taken(self, error: BaseException, number: int, record: GroupRecord) -> None:
         """A call raised before the backend took it. The next one has its number; a send's or a receive's is

@@ -229,12 +229,19 @@ class Recorder:
         return known
 
     def identify(
-        self, op: str, reduce_op: str | None, dtype: object, shape: object, elements: int, root: int
+        self,
+        op: str,
+        reduce_op: str | None,
+        dtype: object,
+        shape: object,
+        elements: int,
+        root: int,
+        detail: str | None,
     ) -> tuple[int, ...]:
         """String ids of op, reduce operation, dtype, shape, tag and detail of a call under the current tag,
         and its signature.
         """
-        key = (op, reduce_op, dtype, shape, elements, root, current.tag, None)
+        key = (op, reduce_op, dtype, shape, elements, root, current.tag, detail)
         return self._calls.get(key) or self._intern(key, None)
 
     def collective(

@@ -174,14 +174,14 @@ class Replicas:
         """Follow DDP's constructor and forward, and take `watch` calls."""
         construct: Any = DistributedDataParallel.__init__
         forward: Any = DistributedDataParallel.forward
-        replicas, arguments = self, inspect.signature(construct)
+        replicas, names = self, list(inspect.signature(construct).parameters)[2:]
 
         def __init__(ddp: Any, module: nn.Module, *args: Any, **kwargs: Any) -> None:
             if replicas._groups.foreign:
                 construct(ddp, module, *args, **kwargs)
                 return
             frame = sys._getframe(1)
-            given = arguments.bind_partial(ddp, module, *args, **kwargs).arguments
+            given = {**dict(zip(names, args, strict=False)), **kwargs}  # what is too much, torch refuses
             pairs_buffers = given.get("init_sync", True) or given.get(_BUFFERS_SYNC, True)
             named = replicas._constructing(module, _group_of(given), frame, with_buffers=pairs_buffers)
             construct(ddp, module, *args, **kwargs)

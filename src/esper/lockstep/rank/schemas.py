@@ -58,6 +58,8 @@ class OpSchema:
     blocking: bool
     sized: bool  # whether the element count must be equal on all members
     tensors_returned: bool  # (tensors, work) rather than work alone
+    # Of an exchange of one tensor's rows: its output, and how it and the input are cut.
+    rows: tuple[int, int, int] | None
 
     @classmethod
     def of(cls, schema: Any) -> OpSchema:
@@ -80,13 +82,19 @@ class OpSchema:
             blocking=operator == "monitored_barrier_",
             sized=op not in _UNSIZED,
             tensors_returned=len(schema.returns) == 2,
+            rows=(at["output"], at["output_split_sizes"], at["input_split_sizes"])
+            if operator == "alltoall_base_"
+            else None,
         )
 
     @property
     def plain(self) -> bool:
-        """Whether a call is told by its first tensor, its elements, reduce operation and root alone."""
-        told_otherwise = self.point_to_point or self.blocking or self.data is None
-        return not told_otherwise and self.detail_of() is None and self.name_of() is None
+        """Whether a call is told by its first tensor, its elements, reduce operation and root alone, or is an
+        exchange of rows.
+        """
+        if self.point_to_point or self.blocking or self.data is None or self.name_of() is not None:
+            return False
+        return self.rows is not None or self.detail_of() is None
 
     def name_of(self) -> Callable[[Sequence[Any]], str] | None:
         """What names a call by its arguments, where the operator alone does not: a functional collective of
