@@ -1,4 +1,4 @@
-"""What a run that does not end was doing: taken before it is ended, told with the error, and its files kept."""
+"""What a run that does not end was doing: taken before it is ended, told with its error, its files kept."""
 
 from __future__ import annotations
 
