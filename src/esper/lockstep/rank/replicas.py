@@ -268,6 +268,7 @@ class Replicas:
         forwards = self._forwards.setdefault(key, _Forwards())
         self._by_ddp[id(ddp)] = _Model(ddp, named, f"DistributedDataParallel #{number}", forwards)
         weakref.finalize(ddp, self._by_ddp.pop, id(ddp), None).atexit = False
+        weakref.finalize(ddp.reducer, _let_go, ddp.process_group).atexit = False
 
     def _audit_forward(
         self, ddp: DistributedDataParallel, model: _Model, frame: FrameType, *, due: bool
@@ -326,6 +327,15 @@ class Replicas:
             values[-1],
             site,
         )
+
+
+def _let_go(group: dist.ProcessGroup) -> None:
+    """The end of a reducer, which would otherwise be what holds a destroyed group last, and end it.
+
+    torch 2.13 hangs there now and then: the group waits for its threads while the reducer's thread has the
+    GIL, and one of them waits for that, to let go of what the backward pass has noted in its last operation.
+    From Python a group is ended without the GIL.
+    """
 
 
 def _leaves(value: Any, name: str) -> list[Leaf]:
