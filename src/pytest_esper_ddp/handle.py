@@ -21,8 +21,14 @@ class DDP:
         self.rank = rank
         self._backend = backend
         self.world_size = world_size
-        self.shared_path = shared_path
+        self._shared_path = shared_path
         self.notes: list[str] = []
+
+    @property
+    def shared_path(self) -> Path:
+        """A directory that all ranks have in common, empty at the test's start. Made when first asked for."""
+        self._shared_path.mkdir(exist_ok=True)
+        return self._shared_path
 
     @property
     def device(self) -> torch.device:

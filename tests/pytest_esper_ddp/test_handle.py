@@ -17,9 +17,10 @@ def difference(*values: Any) -> str | None:
     return first_difference([list(leaves(value, "x")) for value in values])
 
 
-def test_a_rank_introduces_itself() -> None:
-    ddp = DDP(1, 4, "gloo", Path("shared"))
-    assert (ddp.rank, ddp.world_size, ddp.shared_path) == (1, 4, Path("shared"))
+def test_a_rank_introduces_itself(tmp_path: Path) -> None:
+    ddp = DDP(1, 4, "gloo", tmp_path / "shared")
+    assert (ddp.rank, ddp.world_size, ddp.shared_path) == (1, 4, tmp_path / "shared")
+    assert ddp.shared_path.is_dir()
     assert repr(ddp) == "<rank 1 of 4>"
     assert ddp.device == torch.device("cpu")
     assert DDP(1, 4, "nccl", Path("shared")).device == torch.device("cuda", 1)

@@ -13,7 +13,7 @@ import numpy
 STATE = []
 
 def draw():
-    return torch.rand(1).item(), random.random(), numpy.random.rand()
+    return torch.rand(1).item(), random.random(), numpy.random.rand(), numpy.random.normal()
 
 def state():
     return (
@@ -36,6 +36,7 @@ def test_change_all(ddp, tmp_path):
     torch.set_grad_enabled(False)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(5)
+    numpy.random.set_bit_generator(numpy.random.PCG64(3))
 
 @ddp2
 def test_all_is_as_it_was(ddp):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import selectors
 import shutil
 import signal
@@ -149,8 +150,8 @@ class World:
         self.wait_up()
         test = Watch(self, f"{next(self._tests)} {nodeid}", scenario, deadline, terminal)
         shared = self.run_dir / "shared"
-        shutil.rmtree(shared, ignore_errors=True)
-        shared.mkdir()
+        if os.path.lexists(shared):  # a test that asks for it makes it
+            shutil.rmtree(shared, ignore_errors=True)
         for rank, channel in enumerate(self.channels):
             order = RunTest(nodeid, next_nodeid, test.name, scenario.faults, shared)
             with suppress(Closed):  # it died between tests: its exit says so

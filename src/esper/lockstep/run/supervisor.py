@@ -258,6 +258,11 @@ class Supervisor:
                 self.view.fold(entries)
         return moved
 
+    def pass_over(self) -> None:
+        """Leave what has been written since the last look unread."""
+        for reader in self._readers:
+            reader.skip()
+
     def _with_evidence(self, finding: Finding, *, wake: bool) -> Finding:
         """Ask each guilty rank that lives and is in no collective for its current line, before anything is
         torn down.
