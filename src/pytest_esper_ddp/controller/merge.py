@@ -33,9 +33,12 @@ class Frame:
 
 def merge(frame: Frame, run: Run, verdict: Verdict | None) -> list[Any]:
     """The reports of the item, in phase order."""
-    # Most tests: the lowest rank's reports stand for all, and the others' need not even be read.
-    ranks = [min(run.outcomes)] if verdict is None and _passed_plainly(run) else run.outcomes
-    by_rank = {rank: [frame.load(data) for data in run.outcomes[rank].reports] for rank in ranks}
+    if verdict is None and _passed_plainly(run):
+        # Most tests: the lowest rank's reports stand for all, and the others' need not even be read.
+        _, call, _ = reports = [frame.load(data) for data in run.outcomes[min(run.outcomes)].reports]
+        call.duration = frame.seconds
+        return reports
+    by_rank = {rank: [frame.load(data) for data in one.reports] for rank, one in run.outcomes.items()}
     if run.broken is not None:  # our bug: neither a pass nor the failure that a test may expect
         return _failed(
             frame, run, by_rank, f"inconclusive: lockstep itself failed\n{run.broken}{_story(run)}"

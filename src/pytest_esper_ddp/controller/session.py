@@ -101,7 +101,8 @@ class Session:
                 until_over.enter_context(self._rank_slots().take(key.world_size, item.nodeid))
                 with self._renewing(item):
                     self._world(key)
-                self._world(key)  # of the new zygote, if there is one
+                if key not in self._worlds:
+                    self._world(key)  # of the new zygote
             except (MarkerError, HarnessError) as error:
                 self._plans[item.nodeid] = error
             except OSError as error:  # no room, or nothing may be written

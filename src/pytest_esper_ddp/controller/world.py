@@ -87,6 +87,7 @@ class World:
             measured=measured(base.path),
             debugger=debugger,
         )
+        self._shared = str(request.shared_path)
         self._term_to_kill = _TERM_TO_KILL if request.measured is None else _TERM_TO_KILL_MEASURED
         try:
             self.pids = source.start(request, [theirs for _, theirs in pairs])
@@ -149,11 +150,10 @@ class World:
         """Run one item on every rank until all have reported, one has been judged, or time is up."""
         self.wait_up()
         test = Watch(self, f"{next(self._tests)} {nodeid}", scenario, deadline, terminal)
-        shared = self.run_dir / "shared"
-        if os.path.lexists(shared):  # a test that asks for it makes it
-            shutil.rmtree(shared, ignore_errors=True)
+        if os.path.lexists(self._shared):  # a test that asks for it makes it
+            shutil.rmtree(self._shared, ignore_errors=True)
         for rank, channel in enumerate(self.channels):
-            order = RunTest(nodeid, next_nodeid, test.name, scenario.faults, shared)
+            order = RunTest(nodeid, next_nodeid, test.name, scenario.faults)
             with suppress(Closed):  # it died between tests: its exit says so
                 send(channel, order)
             test.selector.register(channel, selectors.EVENT_READ, rank)

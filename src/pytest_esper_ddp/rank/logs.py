@@ -7,6 +7,8 @@ twice in each phase: 0.2 ms a rank. Here one handler stays on them and hands on 
 from __future__ import annotations
 
 import logging
+import sys
+from types import FrameType
 from typing import Any
 
 import _pytest.logging
@@ -19,6 +21,7 @@ class _Relay(logging.Handler):
         super().__init__()
         self.to: list[logging.Handler] = []
         self.on: list[logging.Logger] = []
+        self.entered_from: FrameType | None = None
 
     def handle(self, record: logging.LogRecord) -> Any:
         for handler in self.to:
@@ -57,7 +60,10 @@ def relay_logs() -> None:
                 self.orig_level = root.level
                 root.setLevel(min(self.orig_level, self.level))
             root.addHandler(self.handler)
-            relay.follow()
+            # The two captures of a phase come from one frame, and nothing runs between them.
+            if relay.entered_from is not (frame := sys._getframe(1)):
+                relay.follow()
+                relay.entered_from = frame
             relay.to.append(self.handler)
             return self.handler
 
@@ -66,5 +72,6 @@ def relay_logs() -> None:
                 logging.root.setLevel(self.orig_level)
             logging.root.removeHandler(self.handler)
             relay.to.remove(self.handler)
+            relay.entered_from = None
 
     _pytest.logging.catching_logs = Catching  # type: ignore[misc]

@@ -63,6 +63,11 @@ class ForkWorld:
     measured: Measured | None = None
     debugger: Debugger = Debugger()
 
+    @property
+    def shared_path(self) -> Path:
+        """The directory that a test's ranks have in common, where one of them has asked for it."""
+        return self.run_dir / "shared"
+
 
 # zygote -> controller; Broken also rank -> controller
 
@@ -137,7 +142,6 @@ class RunTest:
     next_nodeid: str | None
     name: str
     faults: tuple[Fault, ...]
-    shared_path: Path
 
 
 @dataclass(frozen=True)
