@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import tempfile
+from contextlib import suppress
 
 import pytest
 
@@ -10,9 +13,21 @@ import pytest
 def own_capture(config: pytest.Config) -> None:
     """Forked ranks share the temporary files of the zygote's capture: what one writes, all would report."""
     capture = config.pluginmanager.getplugin("capturemanager")
-    if capture is not None:
-        capture.stop_global_capturing()
-        capture.start_global_capturing()
+    streams = getattr(capture, "_global_capturing", None)
+    if streams is None:
+        return
+    for stream in (streams.out, streams.err):
+        try:
+            own, into = stream.tmpfile.fileno(), stream.targetfd
+        except (AttributeError, io.UnsupportedOperation):
+            with suppress(AttributeError):  # of --capture=no
+                stream.snap()  # in memory: each has what was in it at the fork
+            continue
+        with tempfile.TemporaryFile(buffering=0) as new:
+            captures = os.path.sameopenfile(own, into)
+            os.dup2(new.fileno(), own, inheritable=False)
+            if captures:
+                os.dup2(new.fileno(), into)
 
 
 def captured_files(config: pytest.Config) -> list[int]:

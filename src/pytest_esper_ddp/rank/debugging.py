@@ -17,10 +17,18 @@ from pytest_esper_ddp.wire.messages import AsksForTerminal, Debugger, LeavesTerm
 class Debugging:
     """The plugin of one rank. pytest's own debugger does the rest, as it does in any test."""
 
-    def __init__(self, config: pytest.Config, channel: socket.socket, rank: int, debugger: Debugger) -> None:
+    _config: pytest.Config
+    _channel: socket.socket
+    _debugger: Debugger
+
+    def __init__(self) -> None:
+        self._mine = False
+        self._terminal: int | None = None  # file descriptor, while this rank has it
+
+    def attach(self, config: pytest.Config, channel: socket.socket, rank: int, debugger: Debugger) -> None:
+        """This process is that rank from now on, and asks through its channel."""
         self._config, self._channel, self._debugger = config, channel, debugger
         self._mine = debugger.rank in (None, rank)
-        self._terminal: int | None = None  # file descriptor, while this rank has it
         if not self._mine:
             sys.breakpointhook = lambda *args, **keywords: None
         elif debugger.trace and rank == (debugger.rank or 0):
@@ -42,7 +50,7 @@ class Debugging:
     @pytest.hookimpl
     def pytest_exception_interact(self, node: pytest.Item, call: Any, report: Any) -> None:
         """With --pdb: the first rank that fails shows where, the others do not."""
-        if not (self._debugger.post_mortem and self._mine and self._take(post_mortem=True)):
+        if not (self._mine and self._debugger.post_mortem and self._take(post_mortem=True)):
             return
         from _pytest.debugging import PdbInvoke
 

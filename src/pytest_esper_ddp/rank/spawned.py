@@ -21,7 +21,6 @@ class Spawned(Collecting):
     def go_on(self, session: pytest.Session, items: dict[str, pytest.Item]) -> NoReturn:
         """Be the rank that the controller has in mind."""
         order: BecomeRank = receive(self.channel)
-        session.config.pluginmanager.unregister(self)
         from pytest_esper_ddp.rank.worker import be_rank
 
         be_rank(session, items, self.channel, order.rank, order.world)

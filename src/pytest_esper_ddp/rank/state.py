@@ -10,11 +10,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
@@ -121,19 +121,17 @@ class Snapshot:
         self._descriptors = _count_descriptors()
         self._default = dist.group.WORLD if dist.is_initialized() else None
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
-        """What a fixture changes and leaves that lives on is no test's: it stays until its own end."""
-        if fixturedef.scope == "function":
-            return (yield)
+    @contextmanager
+    def adopting(self, add_finalizer: Callable[[Callable[[], object]], object]) -> Iterator[None]:
+        """What is changed and left inside, and when the finalisers are called, is part of the state."""
         before, ending = State.now(), list[State]()
         # Finalisers run in the opposite order: this one after the fixture's own, the other one before.
-        fixturedef.addfinalizer(lambda: self._adopt(ending.pop()))
+        add_finalizer(lambda: self._adopt(ending.pop()))
         try:
-            return (yield)
+            yield
         finally:
             self._adopt(before)
-            fixturedef.addfinalizer(lambda: ending.append(State.now()))
+            add_finalizer(lambda: ending.append(State.now()))
 
     def _adopt(self, before: State) -> None:
         self._kept.adopt(before, State.now())

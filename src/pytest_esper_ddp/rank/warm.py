@@ -13,6 +13,7 @@ import torch
 from esper.lockstep.errors import InterceptionUnavailable
 from esper.lockstep.rank.hooks import check_hooks
 from esper.lockstep.rank.kernel import operators
+from pytest_esper_ddp.rank.hooks import Hooks
 from pytest_esper_ddp.rank.logs import relay_logs
 from pytest_esper_ddp.rank.state import seed_all
 
@@ -27,7 +28,7 @@ class Done:
 DONE = Done()
 
 
-def warm_up(items: Iterable[pytest.Item], seed: int) -> None:
+def warm_up(config: pytest.Config, items: Iterable[pytest.Item], seed: int) -> None:
     """Runs in the zygote when everything is collected; starts no thread and touches no device."""
     operators()
     with suppress(InterceptionUnavailable):  # the ranks say it
@@ -38,5 +39,6 @@ def warm_up(items: Iterable[pytest.Item], seed: int) -> None:
     if "numpy" in sys.modules:
         import numpy.random  # noqa: F401  9 ms
     relay_logs()
+    Hooks.of(config)
     for item in items:
         item.location  # noqa: B018  which the item keeps

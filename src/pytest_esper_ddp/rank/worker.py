@@ -9,8 +9,6 @@ import socket
 import sys
 import time
 import traceback
-import warnings
-from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -31,8 +29,8 @@ from esper.lockstep.record.ledger import Ledger
 from pytest_esper_ddp import handle
 from pytest_esper_ddp.rank.capture import captured_files, own_capture
 from pytest_esper_ddp.rank.coverage import Measurement
-from pytest_esper_ddp.rank.debugging import Debugging
 from pytest_esper_ddp.rank.failure import failure_of
+from pytest_esper_ddp.rank.hooks import Hooks
 from pytest_esper_ddp.rank.inject import Injector, refusal
 from pytest_esper_ddp.rank.state import Snapshot
 from pytest_esper_ddp.rank.warm import DONE
@@ -47,7 +45,6 @@ from pytest_esper_ddp.wire.messages import (
     Outcome,
     RunTest,
     Up,
-    Warned,
 )
 from pytest_esper_ddp.wire.plain import packed
 
@@ -92,12 +89,11 @@ class Worker:
         self.pid = os.getpid()
         self.shared_path = world.shared_path
         self.recorder: Recorder
-        self.observer: Observer
         self.interception: Interception | None = None
-        self.warnings = Warnings()
+        self.hooks = hooks = Hooks.of(session.config)
+        self.observer, self.warnings, self.debugging = hooks.observer, hooks.warnings, hooks.debugging
         self.measurement: Measurement | None = None
         self.last: pytest.Item | None = None
-        self.debugging: Debugging
 
     def run(self) -> int:
         """Start, serve until told to end or until the controller is gone; the process's exit status."""
@@ -113,8 +109,7 @@ class Worker:
         send(self.channel, Up(len(captured)))
         if captured:
             socket.send_fds(self.channel, [b"c"], captured)
-        snapshot = Snapshot(self.world.seed)
-        self.session.config.pluginmanager.register(snapshot)
+        snapshot = self.hooks.fixtures.snapshot = Snapshot(self.world.seed)
         try:
             while isinstance(message := receive(self.channel), RunTest):
                 self._answer(self._outcome(message, snapshot))
@@ -147,20 +142,15 @@ class Worker:
         own_capture(config)
         _no_other_clocks(config)
         _own_temp(config, world.base_temp / f"rank{self.rank}")
-        # Once for all tests: whoever registers is told every warning there has ever been, and is looked
-        # through for fixtures, which takes a sixth of a small test's time.
-        config.pluginmanager.register(self.warnings)
         if world.measured is not None:
             self.measurement = Measurement(config, world.measured)
             config.pluginmanager.register(self.measurement)
-        self.debugging = Debugging(config, self.channel, self.rank, world.debugger)
-        config.pluginmanager.register(self.debugging)
+        self.debugging.attach(config, self.channel, self.rank, world.debugger)
         answer_stack_requests(world.run_dir, self.rank)
         self.recorder = Recorder(
             Ledger(world.run_dir, self.rank, world.world_size, _LEDGER_RECORDS), INTERNAL + _plumbing()
         )
-        self.observer = Observer(self.recorder)
-        config.pluginmanager.register(self.observer)
+        self.observer.recorder = self.recorder
         if world.lockstep:
             self.interception = Interception(self.recorder)
             self.interception.install(checked=DONE.hooks)
@@ -244,65 +234,6 @@ class Worker:
         # What can't be sent is in the outcome once more, and said there.
         with suppress(pickle.PicklingError, TypeError, AttributeError):
             send(self.channel, Early(_serialised(item, report), failure))
-
-
-class Observer:
-    """Collects an item's reports, and records why it failed first the moment it does."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
-        self.reports: list[pytest.TestReport] = []
-        self.failure: Failure | None = None
-        self._send_ahead: Callable[[pytest.TestReport], None] | None = None
-
-    def begin(self, send_ahead: Callable[[pytest.TestReport], None]) -> None:
-        """Another item starts."""
-        self.reports, self.failure, self._send_ahead = [], None, send_ahead
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.reports.append(report)
-        worth_it = report.failed or report.sections
-        if worth_it and self._send_ahead and report.when != "teardown" and type(report) is pytest.TestReport:
-            self._send_ahead(report)  # after a teardown the outcome follows at once
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(
-        self, item: pytest.Item, call: pytest.CallInfo[None]
-    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        at = time.monotonic()
-        report = yield
-        if report.failed and call.excinfo is not None and self.failure is None:
-            self.recorder.raised(call.excinfo.value, leaves=False)  # teardown is still to come
-            self.failure = failure_of(call.excinfo.value, report.when, at)
-        elif report.failed and self.failure is None:  # a strict xfail that passed
-            self.failure = Failure(report.when, at, "Failed", report.longreprtext, victim=False)
-        return report
-
-    def broke(self, error: BaseException) -> None:
-        """pytest's protocol itself did not come to its end."""
-        self.recorder.raised(error, leaves=False)
-        if self.failure is None:
-            self.failure = failure_of(error, "call", time.monotonic())
-
-
-class Warnings:
-    """What the warnings plugin has recorded in this rank during the running test."""
-
-    def __init__(self) -> None:
-        self.recorded: list[Warned] = []
-
-    def pytest_warning_recorded(self, warning_message: warnings.WarningMessage) -> None:
-        category = warning_message.category
-        self.recorded.append(
-            Warned(
-                str(warning_message.message),
-                category.__module__,
-                category.__qualname__,
-                warning_message.filename,
-                warning_message.lineno,
-            )
-        )
 
 
 def _join(world: ForkWorld, rank: int) -> None:

@@ -51,7 +51,7 @@ class Zygote(Collecting):
         send(self.channel, Collected(digests, _unforkable(), self._unforkable, self.errors))
         from pytest_esper_ddp.rank.warm import warm_up
 
-        warm_up(items.values(), settings_of(session.config).seed)
+        warm_up(session.config, items.values(), settings_of(session.config).seed)
         gc.collect()
         gc.freeze()  # else each rank's first collection copies every page: 137 ms with dynamo loaded
         poll = select.poll()
@@ -98,7 +98,6 @@ class Zygote(Collecting):
                 os.close(fd)
         for pidfd in self._children:
             os.close(pidfd)
-        session.config.pluginmanager.unregister(self)
         from pytest_esper_ddp.rank.worker import be_rank
 
         be_rank(session, items, socket.socket(fileno=sockets[rank]), rank, request)
