@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from esper.distributed.digest import stable_digest
 from esper.lifecycle.record import SlotRecord
 
 
+@lru_cache(maxsize=1024)
 def birth_seed(run_seed: int, slot_id: str, birth: int) -> int:
     """What the generator of the slot's `birth`-th seed is seeded with: the same on every rank, 63 bits."""
     return stable_digest("birth", run_seed, slot_id, birth)

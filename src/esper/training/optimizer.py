@@ -32,6 +32,6 @@ def follow_parameters(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.
     """
     current = list(parameters)
     optimizer.param_groups[0]["params"] = current
-    kept = set(current)
-    for parameter in [parameter for parameter in optimizer.state if parameter not in kept]:
+    kept = {id(parameter) for parameter in current}  # a tensor's own hash is a call of Python's
+    for parameter in [parameter for parameter in optimizer.state if id(parameter) not in kept]:
         del optimizer.state[parameter]

@@ -14,6 +14,7 @@ from esper.distributed.growth import growth_rng_digest
 from esper.distributed.replicate import Replica
 from esper.lifecycle.record import SlotRecord
 from esper.model import GrownModel
+from esper.model.fingerprint import named_tensors
 from esper.training.plain import to_plain
 
 if TYPE_CHECKING:
@@ -39,12 +40,14 @@ def layout_of(model: GrownModel, module: nn.Module | None) -> dict[str, str]:
     `module` averages it. With other numbers of either gloo would end the processes where they are averaged.
     """
     covered = module.covered if isinstance(module, Replica) else None
-    parameters = {
-        f"parameter {name}": f"{each.dtype} {list(each.shape)}{_part(each, covered)}"
-        for name, each in model.named_parameters()
+    parameters, buffers = named_tensors(model)
+    return {
+        **{
+            f"parameter {name}": f"{one.dtype} {list(one.shape)}{_part(one, covered)}"
+            for name, one in parameters
+        },
+        **{f"buffer {name}": f"{one.dtype} {list(one.shape)}" for name, one in buffers},
     }
-    buffers = {f"buffer {name}": f"{each.dtype} {list(each.shape)}" for name, each in model.named_buffers()}
-    return {**parameters, **buffers}
 
 
 def _part(parameter: nn.Parameter, covered: frozenset[int] | None) -> str:
@@ -56,11 +59,12 @@ def _part(parameter: nn.Parameter, covered: frozenset[int] | None) -> str:
 def common_state(trainer: Trainer) -> State:
     """Slots, growth RNG, model, optimiser, controller and governor."""
     records = trainer.model.records()
+    parameters, buffers = named_tensors(trainer.model)
     return {
         "slots": {record.slot_id: asdict(record) for record in as_shown(records, trainer.model.alphas)},
         "growth RNG": growth_rng_digest(trainer.config.seed, records),
-        "parameters": dict(trainer.model.named_parameters()),
-        "buffers": dict(trainer.model.named_buffers()),
+        "parameters": dict(parameters),
+        "buffers": dict(buffers),
         "optimiser": trainer.optimizer,
         "controller": to_plain(trainer.state_of_controller()),
         "governor": to_plain(trainer.safeguard.governor.state_dict()),
