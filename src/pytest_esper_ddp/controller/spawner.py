@@ -36,6 +36,7 @@ class Spawner:
             for end in sockets:
                 process = start_collecting(self._config, _MODULE, end, own_group=True)
                 pids.append(process.pid)
+                self._exits.pop(process.pid, None)  # of an earlier rank with this number
                 self._processes[process.pid] = process
                 pidfd = os.pidfd_open(process.pid)
                 self._pids[pidfd] = process.pid

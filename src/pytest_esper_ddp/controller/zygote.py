@@ -133,6 +133,9 @@ class ZygoteClient:
                 self.collected = message  # whoever has asked for something else meanwhile
             case Exited(pid, code):
                 self._exits[pid] = code
+            case Forked(pids):  # the system gives numbers again, and how their last holders ended came before
+                for pid in pids:
+                    self._exits.pop(pid, None)
             case Broken(reason):
                 self._broken = f"the process that ranks are forked from can't go on:\n{reason}"
                 raise HarnessError(self._broken)

@@ -64,7 +64,10 @@ class Zygote(Collecting):
                     self._reap(fd, poll)
 
     def _fork_world(self, session: pytest.Session, items: dict[str, pytest.Item], poll: select.poll) -> None:
-        data, sockets, _, _ = socket.recv_fds(self.channel, 1, 1024)
+        try:
+            data, sockets, _, _ = socket.recv_fds(self.channel, 1, 1024)
+        except ConnectionResetError:  # with something that we had sent still unread
+            data, sockets = b"", []
         if not data:
             os._exit(0)  # the controller has closed its end
         request: ForkWorld = receive(self.channel)
