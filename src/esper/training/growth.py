@@ -19,6 +19,7 @@ from esper.errors import GrowthFailed, LifecycleDivergence
 from esper.lifecycle.gates import GateVerdict, evaluate_gate
 from esper.lifecycle.stage import Stage
 from esper.model import GrownModel
+from esper.model.fingerprint import named_tensors
 from esper.training.config import TrainConfig
 from esper.training.history import Dissent
 
@@ -52,10 +53,8 @@ class PreparedAction:
 
 
 def _parts_of(seed: nn.Module) -> State:
-    return {
-        "parameters": dict(seed.named_parameters(remove_duplicate=False)),
-        "buffers": dict(seed.named_buffers(remove_duplicate=False)),
-    }
+    parameters, buffers = named_tensors(seed)
+    return {"parameters": dict(parameters), "buffers": dict(buffers)}
 
 
 @dataclass(frozen=True, slots=True)
