@@ -18,6 +18,21 @@ def test_raise(ddp):
         raise ValueError("rank 1 alone")
     dist.all_reduce(torch.ones(1))
 
+class Slow:
+    def __repr__(self):
+        time.sleep(1.5)
+        return "a model of many lines"
+
+@pytest.fixture
+def slow():
+    return Slow()
+
+@pytest.mark.ddp(patience=0.3)
+def test_raise_that_is_slow_to_show(ddp, slow):
+    if ddp.rank == 1:
+        raise ValueError("rank 1 alone")
+    dist.barrier()
+
 @ddp2
 def test_exit_0(ddp):
     dist.barrier()
@@ -198,13 +213,14 @@ def test_what_passes(result: Result) -> None:
 def test_everything_else_fails(result: Result) -> None:
     others = {end for name, end in result.ends.items() if name not in result.passed}
     assert others == {"FAILED"}
-    assert len(result.ends) == 28
+    assert len(result.ends) == 29
 
 
 @pytest.mark.parametrize(
     ("test", "said"),
     [
         ("test_raise", "rank 1: ValueError: rank 1 alone"),
+        ("test_raise_that_is_slow_to_show", "rank 1 raised before barrier #0"),
         ("test_exit_0", "rank 1 exited with status 0"),
         ("test_exit_1_after_the_last_collective", "rank 1 exited with status 1"),
         ("test_exit_before_a_collective", "rank 1 exited before barrier #0"),
@@ -238,6 +254,12 @@ def test_the_diagnosis_shows_both_sides(result: Result) -> None:
     assert 'raise ValueError("rank 1 alone")' in told  # the culprit's own traceback
     assert "--- lockstep ---" in told
     assert "rank 0 waits in all_reduce #1" in told
+
+
+def test_a_raise_is_known_before_it_is_shown(result: Result) -> None:
+    """To show it took this one longer than the patience of the others, who were waiting for its rank."""
+    told = result.told("test_raise_that_is_slow_to_show")
+    assert "<- ValueError: rank 1 alone; its process goes on" in told
 
 
 def test_all_that_died_are_listed(result: Result) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import unittest
 import warnings
 from collections.abc import Callable, Generator
 from typing import Any
@@ -13,6 +14,7 @@ from esper.lockstep.rank.recorder import Recorder
 from pytest_esper_ddp.rank.debugging import Debugging
 from pytest_esper_ddp.rank.failure import failure_of
 from pytest_esper_ddp.rank.state import Snapshot
+from pytest_esper_ddp.rank.traces import cut_plumbing
 from pytest_esper_ddp.wire.messages import Failure, Warned
 
 _REGISTERED = pytest.StashKey["Hooks"]()
@@ -64,9 +66,16 @@ class Observer:
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         at = time.monotonic()
+        # To show an error may take pytest longer than the others' patience: they wait for this rank.
+        said = self.failure is None and call.excinfo is not None and _fails(item, call.excinfo.value)
+        if said and call.excinfo is not None:
+            self.recorder.raised(call.excinfo.value, leaves=False)  # teardown is still to come
+        if call.excinfo is not None and not item.config.option.fulltrace:
+            cut_plumbing(call.excinfo.value)
         report = yield
         if report.failed and call.excinfo is not None and self.failure is None:
-            self.recorder.raised(call.excinfo.value, leaves=False)  # teardown is still to come
+            if not said:
+                self.recorder.raised(call.excinfo.value, leaves=False)
             self.failure = failure_of(call.excinfo.value, report.when, at)
         elif report.failed and self.failure is None:  # a strict xfail that passed
             self.failure = Failure(report.when, at, "Failed", report.longreprtext, victim=False)
@@ -77,6 +86,12 @@ class Observer:
         self.recorder.raised(error, leaves=False)
         if self.failure is None:
             self.failure = failure_of(error, "call", time.monotonic())
+
+
+def _fails(item: pytest.Item, error: BaseException) -> bool:
+    """Whether it is seen from the error alone that its report will be a failed one."""
+    outcomes = (pytest.skip.Exception, pytest.xfail.Exception, unittest.SkipTest)
+    return not isinstance(error, outcomes) and item.get_closest_marker("xfail") is None
 
 
 class Warnings:

@@ -33,6 +33,7 @@ from pytest_esper_ddp.rank.failure import failure_of
 from pytest_esper_ddp.rank.hooks import Hooks
 from pytest_esper_ddp.rank.inject import Injector, refusal
 from pytest_esper_ddp.rank.state import Snapshot
+from pytest_esper_ddp.rank.traces import HARNESS
 from pytest_esper_ddp.rank.warm import DONE
 from pytest_esper_ddp.wire.channel import Closed, receive, send
 from pytest_esper_ddp.wire.messages import (
@@ -148,7 +149,7 @@ class Worker:
         self.debugging.attach(config, self.channel, self.rank, world.debugger)
         answer_stack_requests(world.run_dir, self.rank)
         self.recorder = Recorder(
-            Ledger(world.run_dir, self.rank, world.world_size, _LEDGER_RECORDS), INTERNAL + _plumbing()
+            Ledger(world.run_dir, self.rank, world.world_size, _LEDGER_RECORDS), INTERNAL + HARNESS
         )
         self.observer.recorder = self.recorder
         if world.lockstep:
@@ -293,12 +294,3 @@ def _own_temp(config: pytest.Config, path: Path) -> None:
     factory = getattr(config, "_tmp_path_factory", None)
     if factory is not None:
         factory._basetemp = path
-
-
-def _plumbing() -> tuple[str, ...]:
-    """Files of the harness, in which no call site of the user's program lies."""
-    return tuple(
-        str(Path(module.__file__).parent) + os.sep
-        for module in (pytest, __import__("_pytest"), __import__("pluggy"), handle)
-        if module.__file__ is not None
-    )

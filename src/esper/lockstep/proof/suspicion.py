@@ -63,7 +63,10 @@ def suspects(view: View, waits: dict[int, list[Wait]], now: float, patience: Pat
             place = (first.group, first.sequence)
             waiting = tuple(entry for _, entry in entries if (entry.group, entry.sequence) == place)
             kind = "frozen" if letter in "TtS" else "stalled"
-            guilty = {rank: failed(view, rank)}
+            raised = failed(view, rank)
+            if raised is not None and stopped is None:
+                kind = "raised"
+            guilty = {rank: raised}
             findings.append(Finding(kind, since + allowed, *place, waiting, guilty, starved=starved))
     return joined(findings)
 

@@ -26,12 +26,14 @@ def victims(
 
 
 def failed(view: View, rank: int) -> Where | None:
-    """The exception that ended this rank's program, though a thread keeps its process."""
+    """The exception that ended this rank's program, though its process goes on: a thread keeps it, or what a
+    test leaves is being cleared up.
+    """
     raised = view.ranks[rank].raised
     if raised is None:
         return None
     text = f"{raised.detail.get('type', 'an exception')}: {raised.detail.get('text', '')}"
-    return Where("raised", site=raised.site, detail=f"{text}; a thread keeps the process")
+    return Where("raised", site=raised.site, detail=f"{text}; its process goes on")
 
 
 def _excused(
