@@ -19,7 +19,8 @@ without  how much longer a session without tests on ranks takes with the plugin 
 The figures are medians over the rounds, ratios and differences those of sessions that ran beside each
 other. All sides have one thread for arithmetic. The plugin's ranks are batch threads for the kernel and
 meet at a store that listens, torch's are usual threads and meet at a file: both belong to the harness. The
-floor has the plugin's way of both. `pooled` is at each of `--ranks`, everything else at four.
+floor has the plugin's way of both, and torch's way of all else: each of its ranks asks a name server who
+127.0.0.1 is, and the plugin's do not. `pooled` is at each of `--ranks`, everything else at four.
 """
 
 from __future__ import annotations

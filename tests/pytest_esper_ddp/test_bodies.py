@@ -71,7 +71,13 @@ def test_paths_are_new(ddp):
 def test_was_done_before_the_fork(ddp):
     from esper.lockstep.rank.kernel import operators
     found = operators.cache_info()
-    assert (found.misses, found.hits) == (1, 1)  # the hit is this rank's
+    assert (found.misses, found.hits) == (1, 0)  # a hit would be this rank's
+
+@ddp2
+def test_large_pages_are_for_what_it_was_forked_from(ddp):
+    began = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(bytes(1))
+    assert b"GLIBC_TUNABLES=glibc.malloc.hugetlb=1" in began
+    assert "GLIBC_TUNABLES" not in os.environ
 
 @ddp2
 def test_tools(ddp, monkeypatch, capsys, caplog, recwarn):
@@ -203,6 +209,7 @@ def test_what_passes(result: Result) -> None:
     assert result.passed == {
         "test_plain",
         "test_was_done_before_the_fork",
+        "test_large_pages_are_for_what_it_was_forked_from",
         "test_collective",
         "test_assert_same_names_the_ranks",
         *(f"test_parameters[dtype{dtype}-{size}]" for dtype in (0, 1) for size in (1, 3)),

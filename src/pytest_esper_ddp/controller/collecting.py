@@ -7,8 +7,9 @@ import pickle
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -52,10 +53,16 @@ _RESET: dict[str, Any] = {
 
 
 def start_collecting(
-    config: pytest.Config, module: str, end: socket.socket, *, own_group: bool = False
+    config: pytest.Config,
+    module: str,
+    end: socket.socket,
+    *,
+    own_group: bool = False,
+    more: Mapping[str, str] = MappingProxyType({}),
 ) -> subprocess.Popen[bytes]:
-    """Start `python -m module SOCKET PARENT` with that end of a socket pair. Where torchrun has launched this
-    process it signals the whole group, and ranks have to be seen to their end.
+    """Start `python -m module SOCKET PARENT` with that end of a socket pair, and with `more` in its
+    environment. Where torchrun has launched this process it signals the whole group, and ranks have to be
+    seen to their end.
     """
     capture = config.pluginmanager.getplugin("capturemanager")
     if capture is not None:  # else it, and with -s each rank, would write into pytest's capture
@@ -70,6 +77,7 @@ def start_collecting(
                 **{name: value for name, value in os.environ.items() if name not in OF_SUBPROCESSES},
                 "OMP_NUM_THREADS": "1",
                 "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+                **more,
             },
         )
     finally:

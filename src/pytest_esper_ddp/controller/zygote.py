@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import select
 import signal
@@ -18,6 +19,7 @@ from pytest_esper_ddp.controller.collecting import order_to_collect, signal_grou
 from pytest_esper_ddp.errors import HarnessError
 from pytest_esper_ddp.wire.channel import Closed, receive, send
 from pytest_esper_ddp.wire.messages import Broken, Collected, Exited, Forked, ForkWorld, Preload
+from pytest_esper_ddp.wire.start import large_pages
 
 # torch.optim imports dynamo at its first call, 0.7 s that every rank would pay after its fork.
 _NEEDS_DYNAMO = re.compile(rb"\boptim\b|\bcompile\b|\besper\b")
@@ -41,7 +43,9 @@ class ZygoteClient:
         ours, theirs = socket.socketpair()
         self.channel = ours
         with theirs:
-            self._process = start_collecting(config, "pytest_esper_ddp.rank.zygote", theirs)
+            self._process = start_collecting(
+                config, "pytest_esper_ddp.rank.zygote", theirs, more=large_pages(os.environ)
+            )
 
     def preload_for(self, source: bytes) -> None:
         """Have what the tests of a file will need imported while pytest still collects."""

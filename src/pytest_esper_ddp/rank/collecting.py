@@ -47,6 +47,7 @@ class Collecting(ABC):
         if reporter is not None:
             config.pluginmanager.unregister(reporter)
             config.pluginmanager.register(SilentReporter(reporter), "terminalreporter")
+        no_other_clocks(config)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Keep what could not be collected, to be said of the tests that are missing."""
@@ -93,6 +94,16 @@ class SilentReporter:
 
     def __getattr__(self, name: str) -> Any:
         return lambda *args, **kwargs: None
+
+
+def no_other_clocks(config: pytest.Config) -> None:
+    """pytest's own process has the test's deadline: a rank that ended by itself would be the one to blame."""
+    manager = config.pluginmanager
+    if manager.hasplugin("timeout"):
+        manager.unregister(name="timeout")
+    with suppress(KeyError, ValueError):  # no such plugin, or one that can't exit
+        if config.getini("faulthandler_exit_on_timeout"):
+            manager.unregister(name="faulthandler")
 
 
 def quiet_c10d() -> None:

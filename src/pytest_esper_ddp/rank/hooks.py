@@ -116,12 +116,12 @@ class Warnings:
 class LastingFixtures:
     """Tells the rank's snapshot what fixtures change and leave that live longer than a test."""
 
-    snapshot: Snapshot
+    snapshot: Snapshot | None = None  # no test comes after this one
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
         """What such a fixture changes is no test's: it stays until its own end."""
-        if fixturedef.scope == "function":
+        if fixturedef.scope == "function" or self.snapshot is None:
             return (yield)
         with self.snapshot.adopting(fixturedef.addfinalizer):
             return (yield)

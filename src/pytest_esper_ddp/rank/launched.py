@@ -18,7 +18,7 @@ import pytest
 from esper.lockstep.rank.lineage import die_with_parent
 from pytest_esper_ddp.declared import is_ddp
 from pytest_esper_ddp.launch import SIGN, Place
-from pytest_esper_ddp.rank.collecting import SilentReporter, quiet_c10d
+from pytest_esper_ddp.rank.collecting import SilentReporter, no_other_clocks, quiet_c10d
 from pytest_esper_ddp.rank.worker import Worker
 from pytest_esper_ddp.wire.channel import Closed, receive, send
 from pytest_esper_ddp.wire.meeting import is_ours, store_of
@@ -56,6 +56,7 @@ class Launched:
         if reporter is not None:
             manager.unregister(reporter)
             manager.register(SilentReporter(reporter), "terminalreporter")
+        no_other_clocks(session.config)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:

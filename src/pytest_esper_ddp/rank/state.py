@@ -36,6 +36,18 @@ def seed_all(seed: int) -> None:
     _seeded.add(seed)
 
 
+def seed_rank(seed: int) -> None:
+    """Seed the generators in a rank, whose devices' were seeded before it was forked."""
+    # Word to each kind of device comes with the stack of whoever leaves it: 1.3 ms, once for all ranks.
+    if seed in _seeded and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+
+
 @dataclass
 class State:
     """What of a rank a test may change and what it may leave behind, besides random generators."""
@@ -88,16 +100,15 @@ class _NumpyGenerator:
 
     _SIZE = 625 * 4  # MT19937: 624 words, and which of them is next
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self) -> None:
         self._random: Any = sys.modules["numpy"].random
-        self._random.seed(seed % 2**32)
         self._state = self._random.get_state()
         self._generator = self._random.get_bit_generator()
         self._address = self._generator.ctypes.state_address
         self._words = ctypes.string_at(self._address, self._SIZE)
 
     def restore(self) -> None:
-        """Back to the state after seeding."""
+        """Back to that state."""
         if self._random.get_bit_generator() is not self._generator:
             self._random.set_bit_generator(self._generator)
         if ctypes.string_at(self._address, self._SIZE) != self._words:
@@ -107,14 +118,8 @@ class _NumpyGenerator:
 class Snapshot:
     """The state of a fresh rank, and of fixtures that are wider than one test."""
 
-    def __init__(self, seed: int) -> None:
-        # Word to each kind of device comes with the stack of whoever leaves it: 1.3 ms, once for all ranks.
-        if seed in _seeded and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.default_generator.manual_seed(seed)
-        else:
-            torch.manual_seed(seed)
-        random.seed(seed)
-        self._numpy = _NumpyGenerator(seed) if "numpy" in sys.modules else None
+    def __init__(self) -> None:
+        self._numpy = _NumpyGenerator() if "numpy" in sys.modules else None
         self._torch_state = torch.default_generator.get_state()
         self._random_state = random.getstate()
         self._kept = State.now()

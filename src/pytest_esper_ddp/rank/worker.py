@@ -11,30 +11,24 @@ import time
 import traceback
 from contextlib import suppress
 from dataclasses import replace
-from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-import torch
-import torch.distributed as dist
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from esper.lockstep.frames import INTERNAL
 from esper.lockstep.rank.intercept import Interception
 from esper.lockstep.rank.recorder import Recorder
 from esper.lockstep.rank.stacks import answer_stack_requests
-from esper.lockstep.record.ledger import Ledger
 from pytest_esper_ddp import handle
 from pytest_esper_ddp.rank.capture import captured_files, own_capture
 from pytest_esper_ddp.rank.coverage import Measurement
 from pytest_esper_ddp.rank.failure import failure_of
 from pytest_esper_ddp.rank.hooks import Hooks
 from pytest_esper_ddp.rank.inject import Injector, refusal
-from pytest_esper_ddp.rank.state import Snapshot
-from pytest_esper_ddp.rank.traces import HARNESS
-from pytest_esper_ddp.rank.warm import DONE
+from pytest_esper_ddp.rank.joining import join
+from pytest_esper_ddp.rank.recording import record
+from pytest_esper_ddp.rank.state import Snapshot, seed_rank
 from pytest_esper_ddp.wire.channel import Closed, receive, send
 from pytest_esper_ddp.wire.messages import (
     Broken,
@@ -48,11 +42,6 @@ from pytest_esper_ddp.wire.messages import (
     Up,
 )
 from pytest_esper_ddp.wire.plain import packed
-
-# What a program would have without us: gloo's own default. Tests are ended by their time-out, not by the
-# group's.
-_GROUP_TIMEOUT = timedelta(minutes=30)
-_LEDGER_RECORDS = 1 << 12
 
 
 def be_rank(
@@ -110,7 +99,9 @@ class Worker:
         send(self.channel, Up(len(captured)))
         if captured:
             socket.send_fds(self.channel, [b"c"], captured)
-        snapshot = self.hooks.fixtures.snapshot = Snapshot(self.world.seed)
+        seed_rank(self.world.seed)
+        # Nobody comes after the test of a world that is its own.
+        snapshot = self.hooks.fixtures.snapshot = Snapshot() if self.world.lasting else None
         try:
             while isinstance(message := receive(self.channel), RunTest):
                 self._answer(self._outcome(message, snapshot))
@@ -141,41 +132,23 @@ class Worker:
     def _start(self) -> None:
         world, config = self.world, self.session.config
         own_capture(config)
-        _no_other_clocks(config)
         _own_temp(config, world.base_temp / f"rank{self.rank}")
         if world.measured is not None:
             self.measurement = Measurement(config, world.measured)
             config.pluginmanager.register(self.measurement)
         self.debugging.attach(config, self.channel, self.rank, world.debugger)
         answer_stack_requests(world.run_dir, self.rank)
-        self.recorder = Recorder(
-            Ledger(world.run_dir, self.rank, world.world_size, _LEDGER_RECORDS), INTERNAL + HARNESS
-        )
+        self.recorder, self.interception = record(config, world, self.rank)
         self.observer.recorder = self.recorder
-        if world.lockstep:
-            self.interception = Interception(self.recorder)
-            self.interception.install(checked=DONE.hooks)
-            os.register_at_fork(after_in_child=self.interception.detach)
-        os.environ.update(
-            RANK=str(self.rank),
-            LOCAL_RANK=str(self.rank),
-            WORLD_SIZE=str(world.world_size),
-            LOCAL_WORLD_SIZE=str(world.world_size),
-        )
-        # A launcher may have left it, and programs take it for the sign that they run under one.
-        os.environ.pop("TORCHELASTIC_RUN_ID", None)
-        if world.init:
-            _join(world, self.rank)
-        else:
-            os.environ.update(_meeting_place(world))
+        join(world, self.rank)
 
-    def _outcome(self, order: RunTest, snapshot: Snapshot) -> Outcome:
+    def _outcome(self, order: RunTest, snapshot: Snapshot | None) -> Outcome:
         try:
             return self._test(order, snapshot)
         except Exception as error:  # noqa: BLE001  ours, or a state that can't be put back; not a silent end
             return Outcome((), None, {}, (), error=f"the harness failed: {type(error).__name__}: {error}")
 
-    def _test(self, order: RunTest, snapshot: Snapshot) -> Outcome:
+    def _test(self, order: RunTest, snapshot: Snapshot | None) -> Outcome:
         if (refused := refusal(order.faults)) is not None:
             return Outcome((), None, {}, (), refused=refused)
         item = self.last = self.items[order.nodeid]
@@ -214,7 +187,7 @@ class Worker:
             failure=observer.failure,
             groups=self.interception.summary() if self.interception is not None else {},
             fired=injector.fired(),
-            leaks=snapshot.restore() if self.world.lasting else (),
+            leaks=() if snapshot is None else snapshot.restore(),
             notes=tuple(current.notes),
             error=error,
             warnings=tuple(self.warnings.recorded),
@@ -237,33 +210,6 @@ class Worker:
             send(self.channel, Early(_serialised(item, report), failure))
 
 
-def _join(world: ForkWorld, rank: int) -> None:
-    device = None
-    if world.backend == "nccl":
-        device = torch.device("cuda", rank)
-        torch.cuda.set_device(device)
-    dist.init_process_group(
-        world.backend,
-        store=PrefixStore(
-            f"world{world.number}", TCPStore("127.0.0.1", world.store_port, wait_for_workers=False)
-        ),
-        rank=rank,
-        world_size=world.world_size,
-        timeout=_GROUP_TIMEOUT,
-        device_id=device,
-    )
-
-
-def _meeting_place(world: ForkWorld) -> dict[str, str]:
-    """What an env:// program finds where the group is left to the test: a store that already listens."""
-    return {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(world.store_port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RESTART_COUNT": "0",
-    }
-
-
 def _serialised(item: pytest.Item, report: pytest.TestReport) -> dict[str, Any]:
     data: dict[str, Any] = item.ihook.pytest_report_to_serializable(config=item.config, report=report)
     if data.get("user_properties"):
@@ -277,16 +223,6 @@ def _shown_setups(config: pytest.Config) -> StringIO:
     if config.option.setupshow:
         config.get_terminal_writer()._file = text
     return text
-
-
-def _no_other_clocks(config: pytest.Config) -> None:
-    """pytest's own process has the test's deadline: a rank that ended by itself would be the one to blame."""
-    manager = config.pluginmanager
-    if manager.hasplugin("timeout"):
-        manager.unregister(name="timeout")
-    with suppress(KeyError, ValueError):  # no such plugin, or one that can't exit
-        if config.getini("faulthandler_exit_on_timeout"):
-            manager.unregister(name="faulthandler")
 
 
 def _own_temp(config: pytest.Config, path: Path) -> None:

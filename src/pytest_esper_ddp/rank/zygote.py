@@ -23,6 +23,7 @@ from pytest_esper_ddp.rank.collecting import Collecting, run
 from pytest_esper_ddp.wire.channel import receive, send
 from pytest_esper_ddp.wire.messages import Collected, Exited, Forked, ForkWorld
 from pytest_esper_ddp.wire.parameters import parameter_digest
+from pytest_esper_ddp.wire.start import forget_large_pages
 
 
 class Zygote(Collecting):
@@ -124,4 +125,5 @@ def _unforkable() -> str:
 
 
 if __name__ == "__main__":
+    forget_large_pages()
     run(Zygote)

@@ -25,8 +25,12 @@ from torch.nn.parallel import DistributedDataParallel
 from esper.lockstep import awaiting, tag
 from esper.lockstep.building import CHOICE
 from esper.lockstep.rank import compiled
+from esper.lockstep.rank.intercept import Interception
 from esper.lockstep.rank.interposer import Call, Proceed
+from esper.lockstep.rank.recorder import Recorder
 from esper.lockstep.record.entry import Entry, Flag, Kind
+from esper.lockstep.record.ledger import Ledger
+from esper.lockstep.record.reader import LedgerReader
 from tests.esper.lockstep.recording import on_ranks, recorded
 
 # What torch warns of in a forked rank is not what is tested.
@@ -530,6 +534,37 @@ class Skip:
     def around(self, call: Call, proceed: Proceed) -> Any:
         self.asked.append(call)
         return call.left_out() if call.op == self.op else proceed(*call.args)
+
+
+def test_installed_before_its_rank_is_known_it_passes_all_on_until_it_is_attached(tmp_path: Path) -> None:
+    interception = Interception(Recorder(Ledger.unopened()))
+    interception.install()
+    try:
+        outcomes = on_ranks(lambda rank: _attached(interception, tmp_path, rank))
+    finally:
+        interception.uninstall()
+    for before, after, ops, threads in outcomes:
+        assert (before, after) == (3.0, 6.0)
+        assert ops == [("all_reduce", 0), ("barrier", 1)]
+        assert threads == {True}  # not the id of the one that was forked
+    assert list(tmp_path.iterdir()) != []
+
+
+def _attached(interception: Interception, folder: Path, rank: int) -> tuple[float, float, Any, set[bool]]:
+    one = torch.full((1,), float(rank + 1))
+    dist.all_reduce(one)
+    before = one.item()
+    assert list(folder.glob(f"rank{rank}.*")) == []
+    interception.recorder.open(folder, rank, dist.get_world_size(), 1 << 6)
+    interception.attach()
+    interception.begin("a test")
+    dist.all_reduce(one)
+    dist.barrier()
+    reader = LedgerReader(folder, rank)
+    calls = [entry for entry in reader.new() if entry.kind is Kind.COLLECTIVE]
+    reader.close()
+    threads = {entry.thread == threading.get_native_id() for entry in calls}
+    return before, one.item(), [(entry.op, entry.sequence) for entry in calls], threads
 
 
 def test_a_call_that_is_left_out_is_done_and_has_done_nothing() -> None:

@@ -216,6 +216,23 @@ def test_another_ranks_ledger_is_named(tmp_path: Path, reader: LedgerReader) -> 
         reader.open()
 
 
+def test_a_ledger_of_a_rank_that_is_not_known_yet_is_written_nowhere(tmp_path: Path) -> None:
+    ledger = Ledger.unopened()
+    ledger.stamp(ledger.append(Kind.BEGIN, sequence=1, detail=ledger.string("before")), Time.WAIT_ENDED)
+    assert not ledger.is_open
+    assert list(tmp_path.iterdir()) == []
+    ledger.open(tmp_path, 0, 2, CAPACITY)
+    ledger.append(Kind.BEGIN, sequence=2, tag=ledger.string("before"))
+    reader = LedgerReader(tmp_path, 0)
+    try:
+        ((sequence, tag),) = [(entry.sequence, entry.tag) for entry in reader.new()]
+    finally:
+        reader.close()
+        ledger.close()
+    assert (sequence, tag) == (2, "before")
+    assert (ledger.is_open, ledger.world_size, ledger.capacity) == (True, 2, CAPACITY)
+
+
 def test_half_a_ledger_is_named(tmp_path: Path, ledger: Ledger, reader: LedgerReader) -> None:
     os.truncate(ledger.path, HEADER_SIZE + RECORD_SIZE)
     with pytest.raises(LedgerError, match=f"cut off at byte {HEADER_SIZE + RECORD_SIZE}"):

@@ -57,20 +57,13 @@ def load() -> ModuleType | None:
 
 
 def kernels_of(kernels: Any) -> Any:
-    """The compiled ones beside those in Python, none added yet; None where they are not built."""
-    module, ledger = load(), kernels.recorder.ledger
+    """The compiled ones beside those in Python, none added yet; None where they are not built. They take no
+    call before the ledger is open.
+    """
+    module = load()
     if module is None:
         return None
-    return module.Kernels(
-        kernels,
-        str(ledger.path),
-        HEADER_SIZE,
-        RECORD_SIZE,
-        ledger.capacity,
-        COUNT_AT,
-        THREADS_AT,
-        c10d.__file__,
-    )
+    return module.Kernels(kernels, HEADER_SIZE, RECORD_SIZE, COUNT_AT, THREADS_AT, c10d.__file__)
 
 
 def add(kernels: Any, schema: OpSchema, kernel: Callable[..., Any]) -> None:

@@ -28,6 +28,9 @@ from esper.lockstep.rank.works import Works
 class Interception:
     """Installed once per process and removed again; what it does while installed is one `Recorder`'s
     business.
+
+    With a ledger that is not open yet it may be installed in a process that ranks are forked from: it passes
+    every call on until a rank attaches it.
     """
 
     def __init__(self, recorder: Recorder) -> None:
@@ -39,12 +42,11 @@ class Interception:
         self.kernels = Kernels(recorder, self.groups, self.replicas, self.works, self._after)
         self._undo: list[Callable[[], None]] = []
 
-    def install(self, *, checked: bool = False) -> None:
+    def install(self) -> None:
         """Start to see collectives. Raises InterceptionUnavailable where this torch lacks a hook, naming
-        it. `checked`: that was seen before, in a process that this one is forked from.
+        it.
         """
-        if not checked:
-            check_hooks()
+        check_hooks()
         try:
             self._install()
         except BaseException:  # half of it would see a program's collectives and miss their waits
@@ -66,6 +68,13 @@ class Interception:
                 self._undo.append(patch(holder, name, self._brings_threads(getattr(holder, name))))
         self.groups.install(lambda default, frame: self.replicas.audit("destroy", default, frame))
         self.replicas.install()
+        if self.recorder.ledger.is_open:
+            self.attach()
+
+    def attach(self) -> None:
+        """The ledger is open: record from now on."""
+        self.kernels.attach()
+        self.replicas.attach()
         asking.set_asker(asker_of(self.recorder))
         tags.set_recording(True)
 

@@ -199,18 +199,18 @@ struct Slots {  // of GroupRecord and Ledger
 
 class Rank {  // one rank's objects and ledger
  public:
-  Rank(py::object python, const std::string& ledger, size_t header, size_t capacity, size_t count_at,
-       size_t threads_at, std::string api)
+  Rank(py::object python, size_t header, size_t count_at, size_t threads_at, std::string api)
       : objects_(std::make_unique<Objects>(std::move(python))),
         slots_(py::module_::import("esper.lockstep.rank.recorder").attr("GroupRecord"), py::type::of(objects_->ledger)),
         header_(header),
-        capacity_(capacity),
         count_at_(count_at),
         threads_at_(threads_at),
-        api_(std::move(api)) {
-    size_ = header + capacity * sizeof(Record);
+        api_(std::move(api)) {}
+
+  void open_ledger(const std::string& ledger, size_t capacity) {
+    const size_t size = header_ + capacity * sizeof(Record);
     const int file = open(ledger.c_str(), O_RDWR | O_CLOEXEC);
-    void* map = file < 0 ? MAP_FAILED : mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    void* map = file < 0 ? MAP_FAILED : mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     if (file >= 0) {
       close(file);
     }
@@ -218,10 +218,14 @@ class Rank {  // one rank's objects and ledger
       throw std::runtime_error(ledger + " can't be mapped: " + std::strerror(errno));
     }
     map_ = static_cast<char*>(map);
+    size_ = size;
+    capacity_ = capacity;
   }
 
   ~Rank() {
-    munmap(map_, size_);
+    if (map_ != nullptr) {
+      munmap(map_, size_);
+    }
     if (Py_IsInitialized() != 0) {
       const py::gil_scoped_acquire gil;
       objects_.reset();
@@ -396,7 +400,7 @@ class Rank {  // one rank's objects and ledger
 
   void forget_groups() { objects_->met.clear(); }
 
-  bool usual = true;  // nothing stands between the program and its collectives
+  bool usual = false;  // its ledger is open, and nothing stands between the program and its collectives
 
  private:
   // Null: not one that has been recorded yet.
@@ -545,14 +549,12 @@ class Functor : public c10::OperatorKernel {
 
 class Kernels {  // beside those in Python; gone when this is closed
  public:
-  Kernels(py::object python, const std::string& ledger, size_t header, size_t record, size_t capacity,
-          size_t count_at, size_t threads_at, std::string api)
+  Kernels(py::object python, size_t header, size_t record, size_t count_at, size_t threads_at, std::string api)
       : library_(std::make_unique<torch::Library>(torch::Library::IMPL, "c10d", c10::DispatchKey::BackendSelect,
                                                   __FILE__, __LINE__)) {
     TORCH_CHECK(record == sizeof(Record), "a record has ", record, " bytes, the compiled kernel writes ",
                 sizeof(Record));
-    rank_ = std::make_shared<Rank>(std::move(python), ledger, header, capacity, count_at, threads_at,
-                                   std::move(api));
+    rank_ = std::make_shared<Rank>(std::move(python), header, count_at, threads_at, std::move(api));
   }
 
   void add(const std::string& name, std::string op, int group, int data, int reduce_op, int async_op, int root,
@@ -567,6 +569,7 @@ class Kernels {  // beside those in Python; gone when this is closed
                                      std::make_unique<Functor>(rank_, std::move(about), kept)));
   }
 
+  void open_ledger(const std::string& ledger, size_t capacity) { rank_->open_ledger(ledger, capacity); }
   bool usual() const { return rank_->usual; }
   void set_usual(bool usual) { rank_->usual = usual; }
   void forget_groups() { rank_->forget_groups(); }
@@ -587,7 +590,8 @@ class Kernels {  // beside those in Python; gone when this is closed
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1, std::memory_order_relaxed); });
   py::class_<Kernels>(module, "Kernels")
-      .def(py::init<py::object, const std::string&, size_t, size_t, size_t, size_t, size_t, std::string>())
+      .def(py::init<py::object, size_t, size_t, size_t, size_t, std::string>())
+      .def("open_ledger", &Kernels::open_ledger)
       .def("add", &Kernels::add)
       .def_property("usual", &Kernels::usual, &Kernels::set_usual)
       .def("forget_groups", &Kernels::forget_groups)

@@ -35,9 +35,7 @@ _BY_NUMBER = {value.value: name for value, name in _REDUCE_NAMES.items()}
 
 @functools.cache
 def operators() -> tuple[tuple[Any, OpSchema], ...]:
-    """Each operator that communicates, and what its arguments mean. To find them among all of torch's takes
-    20 ms, which a process that others are forked from can spend for them.
-    """
+    """Each operator that communicates, and what its arguments mean: found among all of torch's, in 20 ms."""
     found = []
     for schema in torch._C._jit_get_all_schemas():
         namespace, _, name = schema.name.partition("::")
@@ -58,14 +56,13 @@ class Kernels:
         self._library: Any = None
         self._compiled: Any = None
         self._interposer: Interposer | None = None
-        self._detached = False
+        self._detached = True  # until the ledger is open
         groups.forgetting = self._forget_groups
 
     def install(self) -> None:
         """Put a kernel above each operator that communicates."""
         self._library = torch.library.Library("c10d", "IMPL")  # type: ignore[no-untyped-call]
         self._compiled = compiled.kernels_of(self)
-        self._tell()
         for overload, meaning in operators():
             kernel = self._kernel(overload, meaning)
             if self._compiled is None or not meaning.plain:
@@ -86,6 +83,13 @@ class Kernels:
     def installed(self) -> bool:
         """Whether they stand above torch's operators."""
         return self._library is not None
+
+    def attach(self) -> None:
+        """The ledger is open: record."""
+        if self._compiled is not None:
+            self._compiled.open_ledger(str(self.recorder.ledger.path), self.recorder.ledger.capacity)
+        self._detached = False
+        self._tell()
 
     def detach(self) -> None:
         """In a forked child: pass every call on."""

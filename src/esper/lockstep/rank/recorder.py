@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 import threading
+from pathlib import Path
 from types import CodeType, FrameType, TracebackType
 from typing import Any
 
@@ -53,6 +54,14 @@ class Recorder:
         self._detached = False
         self._passing: set[str] = set()
         # Threads of C++ come to run Python, an RPC or what is chained to a future: nobody can count them.
+        self.uncounted_threads = False
+
+    def open(self, run_dir: Path, rank: int, world_size: int, capacity: int) -> None:
+        """In a child forked before its rank was known: open the ledger, and forget what was its parent's."""
+        self.ledger.open(run_dir, rank, world_size, capacity)
+        self._calls.clear()
+        self._sites.clear()
+        self._native_thread = threading.local()
         self.uncounted_threads = False
 
     def detach(self) -> None:

@@ -161,7 +161,7 @@ class Replicas:
 
     def __init__(self, recorder: Recorder, groups: Groups) -> None:
         self._recorder, self._groups = recorder, groups
-        self._audits = Audits(recorder.ledger.path.parent, recorder.ledger.rank)
+        self._audits: Audits
         self._by_ddp: dict[int, _Model] = {}  # by id, until the model is gone
         self._built: dict[str, int] = {}
         self._forwards: dict[str, _Forwards] = {}
@@ -210,6 +210,11 @@ class Replicas:
             patch(DistributedDataParallel, "forward", audited_forward),
         ]
         watching.start()
+
+    def attach(self) -> None:
+        """The ledger is open: audits go beside it."""
+        ledger = self._recorder.ledger
+        self._audits = Audits(ledger.path.parent, ledger.rank)
 
     def uninstall(self) -> None:
         """Put DDP back."""

@@ -59,11 +59,36 @@ class Ledger:
     # The compiled kernel counts records, too, where the number lies.
     __slots__ = (
         "_count", "_cut", "_detached", "_ids", "_map", "_next_id", "_strings", "_table",
-        "capacity", "path", "rank", "world_size",
+        "capacity", "is_open", "path", "rank", "world_size",
     )  # fmt: skip
 
     def __init__(self, run_dir: Path, rank: int, world_size: int, capacity: int = DEFAULT_CAPACITY) -> None:
         """Create the two files, mode 0600. Raises LedgerError when the disk has no room for them."""
+        self._start()
+        self.open(run_dir, rank, world_size, capacity)
+
+    @classmethod
+    def unopened(cls) -> Ledger:
+        """The ledger of a rank that is not known yet: what is written before `open` goes nowhere."""
+        ledger = cls.__new__(cls)
+        ledger._start()
+        return ledger
+
+    def _start(self) -> None:
+        self.path, self.rank, self.world_size, self.capacity = Path(), -1, 0, 1
+        self.is_open = False
+        self._map = mmap.mmap(-1, HEADER_SIZE + RECORD_SIZE)
+        self._detached = True
+        self._begin()
+
+    def _begin(self) -> None:
+        self._count = 0
+        self._ids: dict[Hashable, int] = {None: 0}
+        self._next_id = 1
+        self._cut = False
+
+    def open(self, run_dir: Path, rank: int, world_size: int, capacity: int) -> None:
+        """Create the files, once. Raises LedgerError when the disk has no room for them."""
         path = ledger_path(run_dir, rank)
         size = HEADER_SIZE + RECORD_SIZE * capacity
         try:
@@ -80,15 +105,13 @@ class Ledger:
         except OSError as error:
             raise LedgerError(str(path), f"{error.strerror or error}; it needs {size} bytes there") from error
         self.path, self.rank, self.world_size, self.capacity = path, rank, world_size, capacity
-        self._count = 0
-        self._ids: dict[Hashable, int] = {None: 0}
-        self._next_id = 1
-        self._cut = False
+        self._begin()
         self._detached = False
         self._table = os.fstat(self._strings)
         IDENTITY.pack_into(self._map, 0, b"\0" * 8, capacity, world_size, rank, os.getpid())
         self.set_main_thread(threading.get_native_id())
         self.set_state(State.STARTING)
+        self.is_open = True
         # Last, so that whoever finds the magic finds a whole header and the table beside it.
         self._map[0:8] = MAGIC
 
