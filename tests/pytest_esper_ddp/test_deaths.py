@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -109,6 +110,18 @@ def test_segfault(ddp):
         ctypes.memset(0, 0, 1)
 
 @ddp2
+def test_segfault_while_another_waits(ddp):
+    if ddp.rank == 1:
+        ctypes.memset(0, 0, 1)  # here
+    dist.barrier()
+
+@ddp2
+def test_skip_while_another_waits(ddp):
+    if ddp.rank == 1:
+        pytest.skip("no GPU")
+    dist.barrier()
+
+@ddp2
 def test_all_die(ddp):
     os._exit(5)
 
@@ -213,7 +226,7 @@ def test_what_passes(result: Result) -> None:
 def test_everything_else_fails(result: Result) -> None:
     others = {end for name, end in result.ends.items() if name not in result.passed}
     assert others == {"FAILED"}
-    assert len(result.ends) == 29
+    assert len(result.ends) == 31
 
 
 @pytest.mark.parametrize(
@@ -228,6 +241,8 @@ def test_everything_else_fails(result: Result) -> None:
         ("test_kill", "rank 0 died before barrier #1"),
         ("test_kill_alone", "rank 0 was ended by signal 9"),
         ("test_segfault", "rank 1 was ended by signal 11"),
+        ("test_segfault_while_another_waits", "rank 1 died before barrier #0"),
+        ("test_skip_while_another_waits", "rank 1 never entered barrier #0"),
         ("test_exit_in_a_finaliser", "rank 1 exited with status 6"),
         ("test_exit_in_a_finaliser_after_a_failure", "rank 1: assert 1 == 0"),
         ("test_output_of_a_rank_that_died", "rank 0 was ended by signal 11"),
@@ -284,6 +299,23 @@ def test_what_a_rank_printed_outlives_it(result: Result) -> None:
         assert "rank 1 exited with status 6" in told
 
 
+def test_of_a_crash_the_line_is_known_and_every_threads_stack(result: Result) -> None:
+    told = result.told("test_segfault_while_another_waits")
+    (line,) = [at for at, text in enumerate((HEAD + DEATHS).splitlines(), 1) if text.endswith("# here")]
+    assert re.search(rf"rank 1 was killed +test_inner.py:{line} +test_segfault_while_another_waits", told)
+    for name in ("test_segfault_while_another_waits", "test_segfault"):
+        _, _, stacks = result.told(name).partition("--- Stacks at the end (rank 1) ---")
+        assert "Fatal Python error: Segmentation fault" in stacks
+        frames = re.findall(r'File "(.*?)", line \d+ in (\w+)', stacks)
+        assert [(Path(file).name, function) for file, function in frames] == [("test_inner.py", name)]
+    before, _, _ = result.text.partition("= FAILURES =")
+    assert "Fatal" not in before + result.errors  # among the dots nobody would know whose it is
+
+
+def test_why_a_rank_did_not_come_is_said_where_it_was_skipped(result: Result) -> None:
+    assert "rank 1: skipped (no GPU)" in result.told("test_skip_while_another_waits").splitlines()
+
+
 def test_a_rank_that_stops_in_the_middle_of_its_outcome_holds_nobody_up(result: Result) -> None:
     assert result.messages["test_stopped_in_the_middle_of_its_outcome"].startswith("rank 1 was stopped at ")
     assert result.messages["test_stopped_in_the_middle_of_its_outcome"].endswith(" at the test's time-out")
@@ -315,5 +347,4 @@ def test_an_observed_divergence_runs_to_its_end_and_fails(result: Result) -> Non
 
 def test_nothing_of_ours_is_printed(result: Result) -> None:
     assert "Traceback" not in result.text + result.errors
-    # On stderr stands what faulthandler has of the segmentation fault.
-    assert "pytest_esper_ddp" not in result.text
+    assert "pytest_esper_ddp" not in result.text + result.errors

@@ -41,7 +41,7 @@ def merge(frame: Frame, run: Run, verdict: Verdict | None) -> list[Any]:
     by_rank = {rank: [frame.load(data) for data in one.reports] for rank, one in run.outcomes.items()}
     if run.broken is not None:  # our bug: neither a pass nor the failure that a test may expect
         return _failed(
-            frame, run, by_rank, f"inconclusive: lockstep itself failed\n{run.broken}{_story(run)}"
+            frame, run, by_rank, f"inconclusive: lockstep itself failed\n{run.broken}{_story(run, by_rank)}"
         )
     if verdict is not None and verdict.problem:
         return _excused(frame, _unexpected(frame, run, by_rank, verdict.problem))
@@ -49,7 +49,7 @@ def merge(frame: Frame, run: Run, verdict: Verdict | None) -> list[Any]:
         return [_report(frame, when, "passed") for when in PHASES]  # the divergence that was expected
     broken = any(outcome.error is not None for outcome in run.outcomes.values())
     if run.exits or run.unfinished or run.diagnosis is not None or broken:
-        return _excused(frame, _failed(frame, run, by_rank, _story(run)))
+        return _excused(frame, _failed(frame, run, by_rank, _story(run, by_rank)))
     return _agreed(frame, run, by_rank)
 
 
@@ -254,16 +254,16 @@ def _failed(frame: Frame, run: Run, by_rank: Mapping[int, Sequence[Any]], story:
 
 def _unexpected(frame: Frame, run: Run, by_rank: Mapping[int, Sequence[Any]], problem: str) -> list[Any]:
     """Another outcome than the expected one: that comes first, the culprit's traceback among the sections."""
-    reports = _failed(frame, run, by_rank, _story(run))
+    reports = _failed(frame, run, by_rank, _story(run, by_rank))
     failed = next(report for report in reports if report.failed)
-    if failed.longreprtext != _story(run):
+    if failed.longreprtext != _story(run, by_rank):
         failed.sections.insert(1, ("traceback", failed.longreprtext))
-    failed.longrepr = f"{problem}\n{_story(run)}".rstrip()
-    failed.sections = [(name, text) for name, text in failed.sections if text != _story(run)]
+    failed.longrepr = f"{problem}\n{_story(run, by_rank)}".rstrip()
+    failed.sections = [(name, text) for name, text in failed.sections if text != _story(run, by_rank)]
     return reports
 
 
-def _story(run: Run) -> str:
+def _story(run: Run, by_rank: Mapping[int, Sequence[Any]]) -> str:
     """What befell the ranks, the diagnosis first."""
     lines = [run.diagnosis.message] if run.diagnosis is not None else []
     guilty = set(run.diagnosis.guilty) if run.diagnosis is not None else set()
@@ -287,6 +287,13 @@ def _story(run: Run) -> str:
         f"rank {rank}: {outcome.error}"
         for rank, outcome in sorted(run.outcomes.items())
         if outcome.error is not None and outcome.failure is None
+    ]
+    # Who is skipped enters nothing, and the others wait.
+    lines += [
+        f"rank {rank}: {' '.join(_end(report))}"
+        for rank, reports in sorted(by_rank.items())
+        for report in reports
+        if type(report) is pytest.TestReport and report.skipped
     ]
     return "\n".join(lines)
 

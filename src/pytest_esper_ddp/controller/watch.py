@@ -13,6 +13,7 @@ from esper.lockstep.report.diagnosis import short_site
 from esper.lockstep.run.evidence import current_line
 from esper.lockstep.run.process import kept_waiting
 from esper.lockstep.run.supervisor import Supervisor
+from pytest_esper_ddp.controller.crash import stacks_at_the_end
 from pytest_esper_ddp.controller.deadlines import Deadline
 from pytest_esper_ddp.controller.run import Run, uneven
 from pytest_esper_ddp.controller.terminal import TerminalDesk
@@ -197,7 +198,10 @@ class Watch:
                 failure = next((one.failure for one in early if one.failure is not None), None)
                 reports = tuple(one.report for one in early)
                 result.outcomes[rank] = Outcome(reports, failure, groups={}, fired=())
-            if printed := self.world.captured.printed(rank):
+            printed = self.world.captured.printed(rank)
+            if result.exits.get(rank, 0) < 0:
+                printed += stacks_at_the_end(self.world.run_dir, rank)
+            if printed:
                 result.printed[rank] = printed
 
     def _came_right(self) -> bool:

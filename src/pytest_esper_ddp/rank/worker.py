@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import os
 import pickle
 import socket
@@ -137,6 +138,7 @@ class Worker:
             self.measurement = Measurement(config, world.measured)
             config.pluginmanager.register(self.measurement)
         self.debugging.attach(config, self.channel, self.rank, world.debugger)
+        faulthandler.disable()  # pytest's has the terminal: lockstep's writes where the controller looks
         answer_stack_requests(world.run_dir, self.rank)
         self.recorder, self.interception = record(config, world, self.rank)
         self.observer.recorder = self.recorder
