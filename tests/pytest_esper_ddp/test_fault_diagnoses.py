@@ -135,6 +135,10 @@ def test_busy(ddp):
 @ddp3
 @fault("out_of_memory", rank=1, op="all_reduce", nth=4)
 def test_out_of_memory(ddp):
+    # The first error of C++ reads tables from the disk, which may take longer than the patience. Here all
+    # ranks wait for them.
+    with pytest.raises(RuntimeError):
+        torch.empty(1 << 60)
     program()
 
 @ddp3
