@@ -36,6 +36,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -385,6 +386,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if missing := [name for name in ("expecttest", "psutil") if find_spec(name) is None]:
+        sys.exit(f"{missing[0]} is not installed: .venv/bin/pip install -c ci/constraints.txt -e '.[bench]'")
     figures: list[Figure] = []
     for part in options.only:
         for figure in PARTS[part](options.ranks, options.rounds):
