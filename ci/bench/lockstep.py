@@ -87,6 +87,7 @@ class Switch:
         library = empty_kernel() if state == "empty kernel" else None
         if state == "recorded":
             self._kernels.install()
+            self._kernels.attach()
         elif model is not None:
             vars(model)["forward"] = MethodType(self._bare_forward, model)
         try:

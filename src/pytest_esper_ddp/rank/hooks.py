@@ -67,16 +67,17 @@ class Observer:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         at = time.monotonic()
         # To show an error may take pytest longer than the others' patience: they wait for this rank.
-        said = self.failure is None and call.excinfo is not None and _fails(item, call.excinfo.value)
-        if said and call.excinfo is not None:
-            self.recorder.raised(call.excinfo.value, leaves=False)  # teardown is still to come
-        if call.excinfo is not None and not item.config.option.fulltrace:
-            cut_plumbing(call.excinfo.value)
+        error = None if call.excinfo is None else call.excinfo.value
+        said = error is not None and self.failure is None and _fails(item, error)
+        if said and error is not None:
+            self.recorder.raised(error, leaves=False)  # teardown is still to come
+        if error is not None and not item.config.option.fulltrace:
+            cut_plumbing(error)
         report = yield
-        if report.failed and call.excinfo is not None and self.failure is None:
+        if report.failed and error is not None and self.failure is None:
             if not said:
-                self.recorder.raised(call.excinfo.value, leaves=False)
-            self.failure = failure_of(call.excinfo.value, report.when, at)
+                self.recorder.raised(error, leaves=False)
+            self.failure = failure_of(error, report.when, at)
         elif report.failed and self.failure is None:  # a strict xfail that passed
             self.failure = Failure(report.when, at, "Failed", report.longreprtext, victim=False)
         return report
