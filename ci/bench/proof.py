@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,6 +158,9 @@ class Files:
 
     def threads(self, rank: int) -> int:
         return self.readers[rank].threads()
+
+    def under_way(self, entry: Entry, besides: Collection[int]) -> bool:
+        return False
 
     def asleep(self, entry: Entry) -> bool:
         return True

@@ -23,6 +23,14 @@ class Telling:
     def broken(self) -> bool:
         return any(at.broken for at in self.state.ranks)
 
+    def may_be_elsewhere(self, place: At) -> bool:
+        """Whether the thread that waits in this call may be in another one, as its ledger has it: both came
+        from C++, and the backend is not known to be done with the other.
+        """
+        natives = (at for at, entry in self._entries.items() if entry.native and at[:2] == place[:2])
+        others = [self.story.times(self._entries[at]) for at in natives if at != place]
+        return self.run.call(place).native and any(times is not None and not times.done for times in others)
+
     def options(self) -> list[tuple[Step, State]]:
         return steps(self.run, self.state)
 
@@ -43,6 +51,8 @@ class Telling:
         elif what in ("return", "break"):
             if not self.run.call(place).native:
                 story.come_back(self._entries[place], failed=what == "break")
+            elif what == "return":  # the latest moment at which the backend can be done
+                story.finish(self._entries[place])
             if what == "break":
                 story.raises(rank, victim=True)
                 story.ends_process(rank, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from esper.lockstep.proof.finding import Finding, Patience
@@ -32,6 +33,7 @@ class Story:
         self.view = View(self.world_size, self)
         self._times: dict[tuple[int, int], Times] = {}
         self._overwritten: set[tuple[int, int]] = set()
+        self._native: list[Entry] = []
         self._records = [0] * self.world_size
         self._sequences: dict[tuple[int, str], int] = {}
         self.group("default", *range(self.world_size))
@@ -120,6 +122,10 @@ class Story:
             flags = times.flags | Flag.FAILED if failed else times.flags & ~Flag.FAILED
             self._stamp(entry, times._replace(wait_ended=self.tick(), flags=flags))
 
+    def finish(self, entry: Entry) -> None:
+        """The backend is done with a call from C++, and its kernel records that."""
+        self._stamp(entry, self._times[entry.rank, entry.number]._replace(done=self.tick()))
+
     def take(self, entry: Entry) -> None:
         """The backend takes a call that was only offered to it."""
         times = self._times[entry.rank, entry.number]
@@ -184,6 +190,11 @@ class Story:
     def threads(self, rank: int) -> int:
         return self.threads_of.get(rank, 1)
 
+    def under_way(self, entry: Entry, besides: Collection[int]) -> bool:
+        others = [one for one in self._native if one.rank == entry.rank and one.number not in besides]
+        times = [self.times(one) for one in others if one.thread == entry.thread]
+        return any(one is not None and not (one.done or one.wait_ended) for one in times)
+
     def asleep(self, entry: Entry) -> bool:
         return entry.rank not in self.awake
 
@@ -225,6 +236,8 @@ class Story:
             **fields,  # type: ignore[arg-type]
         )
         self.view.fold([entry])
+        if flags & Flag.NATIVE:
+            self._native.append(entry)
         return entry
 
 

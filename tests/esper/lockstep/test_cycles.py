@@ -112,6 +112,56 @@ def test_a_native_call_waits_only_when_its_thread_sleeps_in_it() -> None:
     assert story.found() == ("wait_cycle", [0, 1])
 
 
+def test_a_thread_in_cpp_may_be_in_what_all_have_entered() -> None:
+    """Its data are under way, and then it goes on."""
+    story = Story(2)
+    entered = [story.call(rank, flags=NATIVE) for rank in (0, 1)]
+    cross_wait(story, NATIVE)
+    assert story.found(later=1.0) is None
+    story.finish(entered[1])  # which is nothing to rank 0
+    assert story.found() is None
+    assert story.found(later=3.0, patience=TWO_SECONDS) == ("stalled", [0, 1])
+    story.finish(entered[0])
+    assert story.found() == ("wait_cycle", [0, 1])
+
+
+def test_a_thread_in_cpp_may_be_in_what_it_gets_past_without_all() -> None:
+    story = Story(3)
+    story.call(1, "broadcast", root=1, flags=ASYNC)
+    leaf = story.call(0, "broadcast", root=1, flags=NATIVE)  # rank 2 has not come, and need not
+    story.group("a", 0, 1)
+    story.group("b", 0, 1)
+    story.call(0, "all_reduce", "a", flags=NATIVE)
+    story.call(1, "all_reduce", "b")
+    assert story.found(later=1.0) is None
+    story.finish(leaf)
+    assert story.found() == ("wait_cycle", [0, 1])
+
+
+def test_a_thread_in_cpp_may_be_in_a_receive_that_has_its_message() -> None:
+    """Of which nobody records that it is done."""
+    story = Story(2)
+    story.point(0, "recv", 1, flags=NATIVE)
+    story.point(1, "send", 0, flags=ASYNC)
+    cross_wait(story, NATIVE)
+    assert story.found(later=1.0) is None
+    assert story.found(later=3.0, patience=TWO_SECONDS) == ("stalled", [0, 1])
+
+
+def test_an_absent_vote_is_awaited_while_its_data_come() -> None:
+    """Ranks 0 and 1 contradict each other, and rank 2 may yet side with one of them."""
+    story = Story(3)
+    story.group("a", 0, 2)
+    story.group("b", 0, 2)
+    entered = [story.call(rank, group="b", flags=NATIVE) for rank in (0, 2)]
+    story.call(2, group="a", flags=NATIVE)
+    story.call(0, "all_reduce")
+    story.call(1, "broadcast", root=0)
+    assert story.found(later=1.0) is None
+    story.finish(entered[1])
+    assert story.found() == ("mismatch", [0, 1])
+
+
 def test_a_native_call_does_not_hold_a_thread_that_has_gone_on_to_another_wait() -> None:
     story = Story(3)
     story.group("a", 0, 1)

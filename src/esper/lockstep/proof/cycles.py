@@ -40,8 +40,18 @@ def _shared(ranks: tuple[int, ...]) -> frozenset[int]:
 
 
 def asleep(view: View, needs: list[Need]) -> bool:
-    """Whether those waits that can't be seen to begin have begun."""
-    return all(not one.entry.native or view.live.asleep(one.entry) for one in needs)
+    """Whether those waits that can't be seen to begin have begun.
+
+    A thread that sleeps in C++ sleeps in one of the calls that it issued there, and which is not to be seen:
+    if it is in another than these, it goes on when that one's data have come. What the compiled kernel
+    records tells that the backend is done with the others. The kernel in Python records nothing of that, nor
+    can either of a send, a receive, or data on a GPU: where such a call came before, patience decides.
+    """
+    unseen = [one.entry for one in needs if one.entry.native]
+    numbers = {entry.number for entry in unseen}
+    return not any(view.live.under_way(entry, numbers) for entry in unseen) and all(
+        view.live.asleep(entry) for entry in unseen
+    )
 
 
 def cycles(view: View, waits: dict[int, list[Wait]], now: float, patience: Patience) -> list[Finding]:

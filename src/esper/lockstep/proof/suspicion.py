@@ -125,11 +125,12 @@ def _stopped_inside(view: View, now: float, patience: Patience) -> list[Finding]
 
 
 def _came_back(entry: Entry) -> bool:
-    return entry.times.wait_ended != 0.0 and not entry.blocks()
+    ended = entry.times.wait_ended or entry.times.done
+    return ended != 0.0 and not entry.blocks()
 
 
 def _still_inside(view: View, entry: Entry) -> bool:
-    # The end of a wait in C++ is not recorded, but nothing follows it while it lasts.
+    # The end of a wait in C++ need not be recorded, but nothing follows it while it lasts.
     return entry.blocks() and (
         not entry.native or view.ranks[entry.rank].last_of_thread[entry.thread].number == entry.number
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -90,6 +90,11 @@ class Live(Protocol):
     def asleep(self, entry: Entry) -> bool:
         """Whether the entry's thread has slept for a while, and does so inside torch: asked only of an entry
         from C++, and only where its wait would complete a proof.
+        """
+
+    def under_way(self, entry: Entry, besides: Collection[int]) -> bool:
+        """Whether the entry's thread may be in a call from C++ other than those numbers: one with which the
+        backend is not known to be done. Asked like `asleep`.
         """
 
     def state(self, rank: int) -> str:

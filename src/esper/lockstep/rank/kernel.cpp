@@ -197,6 +197,43 @@ struct Slots {  // of GroupRecord and Ledger
   Slot next, chain, before, count;
 };
 
+// A ledger's file, mapped. The last who holds it unmaps it: a collective may be done after the ledger was closed, or
+// another one opened in its place.
+class Mapping {
+ public:
+  Mapping(const std::string& ledger, size_t header, size_t capacity, size_t count_at)
+      : header_(header), capacity_(capacity), count_at_(count_at), size_(header + capacity * sizeof(Record)) {
+    const int file = open(ledger.c_str(), O_RDWR | O_CLOEXEC);
+    void* map = file < 0 ? MAP_FAILED : mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (file >= 0) {
+      close(file);
+    }
+    if (map == MAP_FAILED) {
+      throw std::runtime_error(ledger + " can't be mapped: " + std::strerror(errno));
+    }
+    map_ = static_cast<char*>(map);
+  }
+  ~Mapping() { munmap(map_, size_); }
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+
+  char* at(uint64_t number) { return map_ + header_ + number % capacity_ * sizeof(Record); }
+  char* start() { return map_; }
+  uint64_t* count() { return reinterpret_cast<uint64_t*>(map_ + count_at_); }
+
+  // From any thread, with the GIL or without it; nothing where the ring has been used again.
+  void done(uint64_t number) {
+    if (__atomic_load_n(count(), __ATOMIC_ACQUIRE) - number < capacity_) {
+      const double time = now();
+      std::memcpy(at(number) + offsetof(Record, done), &time, sizeof(time));
+    }
+  }
+
+ private:
+  size_t header_, capacity_, count_at_, size_;
+  char* map_ = nullptr;
+};
+
 class Rank {  // one rank's objects and ledger
  public:
   Rank(py::object python, size_t header, size_t count_at, size_t threads_at, std::string api)
@@ -208,24 +245,10 @@ class Rank {  // one rank's objects and ledger
         api_(std::move(api)) {}
 
   void open_ledger(const std::string& ledger, size_t capacity) {
-    const size_t size = header_ + capacity * sizeof(Record);
-    const int file = open(ledger.c_str(), O_RDWR | O_CLOEXEC);
-    void* map = file < 0 ? MAP_FAILED : mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-    if (file >= 0) {
-      close(file);
-    }
-    if (map == MAP_FAILED) {
-      throw std::runtime_error(ledger + " can't be mapped: " + std::strerror(errno));
-    }
-    map_ = static_cast<char*>(map);
-    size_ = size;
-    capacity_ = capacity;
+    ledger_ = std::make_shared<Mapping>(ledger, header_, capacity, count_at_);
   }
 
   ~Rank() {
-    if (map_ != nullptr) {
-      munmap(map_, size_);
-    }
     if (Py_IsInitialized() != 0) {
       const py::gil_scoped_acquire gil;
       objects_.reset();
@@ -359,7 +382,7 @@ class Rank {  // one rank's objects and ledger
     if ((flags & WAITED) != 0) {
       const auto threads = objects_->thread_count().cast<uint32_t>() + 1 +
                            static_cast<uint32_t>(get(objects_->recorder, names_.uncounted).ptr() == Py_True);
-      std::memcpy(map_ + threads_at_, &threads, sizeof(threads));
+      std::memcpy(ledger_->start() + threads_at_, &threads, sizeof(threads));
     }
     const uint64_t number = slots_.count.get(objects_->ledger);
     slots_.count.set(objects_->ledger, number + 1);
@@ -367,13 +390,13 @@ class Rank {  // one rank's objects and ledger
                         parts.dtype, parts.shape, site, parts.tag, parts.detail,
                         static_cast<int32_t>(call.root), -1, static_cast<uint64_t>(call.elements), chain, now(),
                         0.0, 0.0, 0.0, native_thread(), flags};
-    std::memcpy(at(number), &record, sizeof(record));
-    __atomic_store_n(reinterpret_cast<uint64_t*>(map_ + count_at_), number + 1, __ATOMIC_RELEASE);
+    std::memcpy(ledger_->at(number), &record, sizeof(record));
+    __atomic_store_n(ledger_->count(), number + 1, __ATOMIC_RELEASE);
     return number;
   }
 
   void set_flags(uint64_t number, uint32_t flags) {
-    std::memcpy(at(number) + offsetof(Record, flags), &flags, sizeof(flags));
+    std::memcpy(ledger_->at(number) + offsetof(Record, flags), &flags, sizeof(flags));
   }
 
   void follow(const c10::intrusive_ptr<c10d::Work>& work, uint64_t number, bool waited) {
@@ -384,6 +407,18 @@ class Rank {  // one rank's objects and ledger
     const py::object object = py::cast(work);
     const auto id = py::reinterpret_steal<py::object>(PyLong_FromVoidPtr(object.ptr()));
     objects_->known_works[id] = py::make_tuple(object, number, waited);
+  }
+
+  // Of a call from C++ nobody sees the wait end, so its record says when the backend was done with it. The callback
+  // runs in a thread of the backend, or here: it may neither take the GIL nor hold anything of Python's.
+  void follow_native(c10d::Work& work, uint64_t number) {
+    try {
+      const auto future = work.getFuture();
+      if (future) {
+        future->addCallback([ledger = ledger_, number](c10::ivalue::Future&) { ledger->done(number); }, false);
+      }
+    } catch (const std::exception&) {  // it has none: gloo's sends and receives
+    }
   }
 
   // Call with a C++ exception in flight; does not come back.
@@ -460,14 +495,12 @@ class Rank {  // one rank's objects and ledger
     return true;
   }
 
-  char* at(uint64_t number) { return map_ + header_ + number % capacity_ * sizeof(Record); }
-
   Names names_;
   std::unique_ptr<Objects> objects_;
   Slots slots_;
-  size_t header_, capacity_, count_at_, threads_at_, size_ = 0;
+  size_t header_, count_at_, threads_at_;
   std::string api_;
-  char* map_ = nullptr;
+  std::shared_ptr<Mapping> ledger_;
   std::unordered_map<PyObject*, Code> codes_;
   std::unordered_map<std::string, Identity> calls_;
 };
@@ -498,6 +531,8 @@ class Functor : public c10::OperatorKernel {
     const auto [site, native] = rank_->caller();
     const uint32_t waited = native || !call->async_op ? WAITED : 0;
     const uint32_t flags = waited | (native ? NATIVE : 0);
+    // NCCL's future is done as soon as its kernel is in the stream. Asked now: the call takes its data off the stack.
+    const bool stamped = native && call->data->is_cpu();
     uint64_t number = 0;
     {
       const Lock lock(*call->group);
@@ -510,13 +545,16 @@ class Functor : public c10::OperatorKernel {
       }
       rank_->set_flags(number, flags);
     }
-    if (!native) {
-      const auto work = stack->back().toCustomClass<c10d::Work>();
-      if (work) {
-        rank_->follow(work, number, waited != 0);
-      } else {  // NCCL's of a synchronous call: its stream waits, and the program goes on
-        rank_->set_flags(number, flags | WAITED | POLLED);
-      }
+    if (native && !stamped) {
+      return;
+    }
+    const auto work = stack->back().toCustomClass<c10d::Work>();
+    if (stamped && work) {
+      rank_->follow_native(*work, number);
+    } else if (!native && work) {
+      rank_->follow(work, number, waited != 0);
+    } else if (!native) {  // NCCL's of a synchronous call: its stream waits, and the program goes on
+      rank_->set_flags(number, flags | WAITED | POLLED);
     }
   }
 
@@ -573,6 +611,8 @@ class Kernels {  // beside those in Python; gone when this is closed
   bool usual() const { return rank_->usual; }
   void set_usual(bool usual) { rank_->usual = usual; }
   void forget_groups() { rank_->forget_groups(); }
+  // For a call from C++ that went to the Python kernel.
+  void follow_native(const c10::intrusive_ptr<c10d::Work>& work, uint64_t number) { rank_->follow_native(*work, number); }
 
   void close() {
     library_.reset();
@@ -595,5 +635,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def("add", &Kernels::add)
       .def_property("usual", &Kernels::usual, &Kernels::set_usual)
       .def("forget_groups", &Kernels::forget_groups)
+      .def("follow_native", &Kernels::follow_native)
       .def("close", &Kernels::close);
 }

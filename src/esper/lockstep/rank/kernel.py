@@ -30,6 +30,7 @@ _WAITED, _NATIVE, _UNWINDING = int(Flag.WAITED), int(Flag.NATIVE), int(Flag.UNWI
 _POLLED, _OFFERED = int(Flag.POLLED), int(Flag.OFFERED)
 _STRIDED, _RED_OP = torch.strided, dist.ReduceOp.RedOpType
 _REDUCE_NAMES: dict[Any, str] = {value: name for name, value in _RED_OP.__members__.items()}
+_unbox_work: Any = torch._C._distributed_c10d.Work.unbox
 _BY_NUMBER = {value.value: name for value, name in _REDUCE_NAMES.items()}
 
 
@@ -130,7 +131,7 @@ class Kernels:
         collective.
         """
         below = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)
-        unbox_group, unbox_work = dist.ProcessGroup.unbox, torch._C._distributed_c10d.Work.unbox
+        unbox_group, unbox_work = dist.ProcessGroup.unbox, _unbox_work
         python_api = c10d.__file__
         recorder, groups, works, known_works = self.recorder, self.groups, self.works, self.works.known
         redispatch, stamp, set_flags = overload.redispatch, recorder.ledger.stamp, recorder.ledger.set_flags
@@ -203,17 +204,30 @@ class Kernels:
                 # It sends and receives inside: under the lock a second thread of the group would wait with
                 # it.
                 return _blocking(redispatch, keyset & below, args, stamp, number)
-            if not native:
-                work: Any = unbox_work(out[1] if schema.tensors_returned else out)
-                if work is None:  # NCCL's of a synchronous call: its stream waits, and the program goes on
-                    set_flags(number, flags & ~_OFFERED | _WAITED | _POLLED)
-                    return out
-                if len(known_works) >= works.most:
-                    works.forget_done()
-                known_works[id(work)] = (work, number, bool(flags & _WAITED))
+            boxed = out[1] if schema.tensors_returned else out
+            if native:
+                self._follow_native(boxed, None if at_data is None else args[at_data], number)
+                return out
+            work: Any = unbox_work(boxed)
+            if work is None:  # NCCL's of a synchronous call: its stream waits, and the program goes on
+                set_flags(number, flags & ~_OFFERED | _WAITED | _POLLED)
+                return out
+            if len(known_works) >= works.most:
+                works.forget_done()
+            known_works[id(work)] = (work, number, bool(flags & _WAITED))
             return out
 
         return kernel
+
+    def _follow_native(self, boxed: Any, data: Any, number: int) -> None:
+        """Have C++, where there is any of ours, record when the backend is done with a call whose wait nobody
+        sees. Not Python: a thread of the backend that asks for the GIL may find the interpreter gone.
+        """
+        if self._compiled is None or not _on_cpu(data):
+            return
+        work = _unbox_work(boxed)
+        if work is not None:
+            self._compiled.follow_native(work, number)
 
     def identify(
         self, op: str, reduce_op: int, data: Any, elements: int, root: int, detail: str | None
@@ -291,6 +305,13 @@ def _describe(data: Any) -> tuple[Any, Any, int]:
         return None, None, 0
     dtype, shape, elements = _describe(data[0])
     return dtype, shape, elements + sum(_describe(one)[2] for one in data[1:])
+
+
+def _on_cpu(data: Any) -> bool:
+    """Whether a tensor, or the first of nested lists of them, is in the processor's own memory."""
+    while type(data) is list and data:
+        data = data[0]
+    return isinstance(data, torch.Tensor) and data.is_cpu
 
 
 def _refused(error: BaseException) -> bool:

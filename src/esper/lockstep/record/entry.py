@@ -29,7 +29,7 @@ class Flag(IntFlag):
     """Properties of a collective's record."""
 
     WAITED = 1  # waited for from its issue: a synchronous call, or one that DDP's reducer issued
-    NATIVE = 2  # issued from C++, so its return can't be seen
+    NATIVE = 2  # issued from C++, so its return can't be seen; `done` may say when the backend was
     UNWINDING = 4  # an exception was being handled when it was issued
     FAILED = 8  # the call or its wait raised
     POLLED = 16  # its wait has a time-out of its own: the program may come back and issue something else
@@ -114,7 +114,7 @@ class Entry(NamedTuple):
 
     @property
     def native(self) -> bool:
-        """Issued from C++: whether its thread still waits in it can't be told from the record."""
+        """Issued from C++: its wait is not seen to begin or to end, at most that the backend is done."""
         return bool(self.times.flags & _NATIVE)
 
     @property
@@ -147,6 +147,6 @@ class Entry(NamedTuple):
     def blocks(self) -> bool:
         """Whether its thread is in the wait now and can't leave it to issue something else."""
         times = self.times
-        if times.flags & (_POLLED | _OFFERED) or not self.waited():
+        if times.done or times.flags & (_POLLED | _OFFERED) or not self.waited():
             return False
         return times.wait_ended == 0.0 or times.wait_begun > times.wait_ended

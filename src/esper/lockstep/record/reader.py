@@ -162,6 +162,16 @@ class LedgerReader:
             return None
         return times
 
+    def since(self, number: int) -> Iterator[tuple[int, int, Times]]:
+        """Number, kind and times of each record from `number` on that the ring holds, whether read or not."""
+        if self._map is None:
+            return
+        count = COUNT.unpack_from(self._map, COUNT_AT)[0]
+        for index in range(max(number, count - self._capacity + 1), count):
+            at = self._at(index)
+            kind: int = U32.unpack_from(self._map, at)[0]
+            yield index, kind, Times(*TIMES.unpack_from(self._map, at + TIMES_AT))
+
     def state(self) -> State:
         """Where the rank's program is."""
         return State(U32.unpack_from(self._map, STATE_AT)[0]) if self.open() and self._map else State.STARTING

@@ -7,7 +7,7 @@ from __future__ import annotations
 import selectors
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from esper.lockstep.report.diagnosis import Diagnosis, RankEnd, Report, site_tex
 from esper.lockstep.report.message import diagnosis_of
 from esper.lockstep.run.evidence import current_line, last_words, sleeps_in_torch
 from esper.lockstep.run.lateness import LateWatch
+from esper.lockstep.run.natives import NativeCalls
 from esper.lockstep.run.process import (
     SleepWatch,
     context_switches,
@@ -81,6 +82,7 @@ class Supervisor:
         self._from = [reader.position for reader in self._readers]
         self._name = begun
         self._sleep = SleepWatch(_ASLEEP_AFTER)
+        self._natives = [NativeCalls(reader) for reader in self._readers]
         self._in_torch: dict[tuple[int, int], tuple[int | None, bool]] = {}
         self._stopped: dict[int, float] = {}
         self._kept_waiting: dict[int, tuple[float, float]] = {}
@@ -331,6 +333,9 @@ class Supervisor:
 
     def threads(self, rank: int) -> int:
         return self._readers[rank].threads()
+
+    def under_way(self, entry: Entry, besides: Collection[int]) -> bool:
+        return self._natives[entry.rank].under_way(entry.thread, besides)
 
     def asleep(self, entry: Entry) -> bool:
         pid, thread = self.pids[entry.rank], entry.thread
