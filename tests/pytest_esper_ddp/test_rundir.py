@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -67,6 +68,43 @@ def test_a_killed_process_leaves_neither_directory_nor_groups(tmp_path: Path) ->
             assert running(forgotten)
         finally:
             os.killpg(forgotten, 9)
+
+
+# Forks, as a test's pool of workers does, and then closes one directory; the other stays as it is.
+FORKER = """
+import os, sys, time
+from pathlib import Path
+from pytest_esper_ddp.controller.rundir import RunDirectory
+
+closed, left = RunDirectory([Path(sys.argv[1])]), RunDirectory([Path(sys.argv[1])])
+if (pid := os.fork()) == 0:
+    os.close(1)
+    time.sleep(1000)
+print(left.path, pid, flush=True)
+closed.close()
+print("closed", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_the_process_has_forked_and_left_holds_nothing_up(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as forker:
+        assert forker.stdout is not None
+        path, pid = forker.stdout.readline().split()
+        try:
+            assert select.select([forker.stdout], [], [], LONG)[0], "it waits for what it has forked"
+            assert [str(one) for one in tmp_path.iterdir()] == [path]
+            forker.kill()
+            assert eventually(lambda: not Path(path).exists(), within=LONG)
+            assert running(int(pid))
+        finally:
+            os.kill(int(pid), 9)
+            forker.kill()
 
 
 def test_what_a_killed_session_and_its_guard_left_is_swept(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
+import weakref
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +18,8 @@ from pytest_esper_ddp.errors import HarnessError
 _PREFIX = "pytest-ddp."
 _ROOM = 16 << 20  # bytes: ledgers of 32 ranks, and something for the tests
 # Outlives pytest by a moment: its input ends with it, be it by SIGKILL. Ranks have their parent's death for
-# a signal; processes that tests have started do not.
+# a signal; processes that tests have started do not. What forks pytest's own process, as a test's pool of
+# workers does, lets go of that input, or it would not end.
 _GUARD = """
 trap '' INT TERM HUP QUIT
 groups=' '
@@ -47,7 +50,11 @@ class RunDirectory:
                 reasons.append(f"{parent}: {error.strerror or error}")
         else:
             raise HarnessError(f"no directory for the ranks' records can be made ({'; '.join(reasons)})")
-        self._guard = _guard(self.path)
+        self._input, theirs = socket.socketpair()
+        with theirs:
+            self._guard = _guard(self.path, theirs)
+        mine = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _let_go(mine()))
 
     def watch(self, pids: Iterable[int]) -> None:
         """Should this process be killed, the process groups of these ranks end with it."""
@@ -61,15 +68,19 @@ class RunDirectory:
         """Remove the directory."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
-        if self._guard is not None and self._guard.stdin is not None:
-            with suppress(OSError):
-                self._guard.stdin.close()
+        with suppress(OSError):  # as below
+            self._input.shutdown(socket.SHUT_RDWR)  # for whoever has a copy, too
+        self._input.close()
+        if self._guard is not None:
             self._guard.wait()
 
+    def let_go(self) -> None:
+        """In a process that was forked from the session's: keep nothing of it open."""
+        self._input.close()
+
     def _tell(self, what: str, pids: Iterable[int]) -> None:
-        if self._guard is not None and self._guard.stdin is not None:
-            with suppress(OSError):  # somebody has ended it, and only it
-                os.write(self._guard.stdin.fileno(), "".join(f"{what} {pid}\n" for pid in pids).encode())
+        with suppress(OSError):  # somebody has ended it, and only it
+            self._input.sendall("".join(f"{what} {pid}\n" for pid in pids).encode(), socket.MSG_NOSIGNAL)
 
 
 def _parents() -> Iterable[Path]:
@@ -112,11 +123,16 @@ def _locked(path: Path) -> int | None:
     return lock
 
 
-def _guard(path: Path) -> subprocess.Popen[bytes] | None:
+def _let_go(directory: RunDirectory | None) -> None:
+    if directory is not None:
+        directory.let_go()
+
+
+def _guard(path: Path, told: socket.socket) -> subprocess.Popen[bytes] | None:
     try:
         return subprocess.Popen(
             ["/bin/sh", "-c", _GUARD, "sh", str(path)],
-            stdin=subprocess.PIPE,
+            stdin=told,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",

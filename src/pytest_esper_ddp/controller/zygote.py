@@ -109,6 +109,8 @@ class ZygoteClient:
 
     def close(self) -> None:
         """End it and wait for it; its ranks end with it."""
+        with suppress(OSError):  # it has ended before
+            self.channel.shutdown(socket.SHUT_RDWR)  # what a test has forked here may have a copy
         self.channel.close()
         if self.collected is None:  # it may be importing torch, and nothing waits for that any more
             self._process.send_signal(signal.SIGKILL)

@@ -102,6 +102,7 @@ def _zygote() -> socket.socket:
     theirs.close()
 
     def end() -> None:
+        ours.shutdown(socket.SHUT_RDWR)  # what a test has forked may have a copy
         ours.close()
         process.wait()
 
