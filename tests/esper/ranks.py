@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import torch._dynamo  # which DDP and optimizers import at their first use, 2 s 
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore
 
+from esper.lockstep.rank.lineage import die_with_parent
 from esper.scheduling import yield_to_running
 
 
@@ -38,7 +40,7 @@ def run_ranks(body: Callable[[int], Any], world_size: int, timeout: float = 20.0
         for rank in range(world_size):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_rank, args=(body, rank, world_size, Path(folder) / "store", theirs)
+                target=_rank, args=(body, rank, world_size, Path(folder) / "store", theirs, os.getpid())
             )
             process.start()
             theirs.close()
@@ -66,7 +68,10 @@ def _receive(end: Connection, rank: int, until: float) -> Outcome:
     return outcome
 
 
-def _rank(body: Callable[[int], Any], rank: int, world_size: int, store: Path, end: Connection) -> None:
+def _rank(
+    body: Callable[[int], Any], rank: int, world_size: int, store: Path, end: Connection, parent: int
+) -> None:
+    die_with_parent(parent)
     torch.set_num_threads(1)
     yield_to_running()
     dist.init_process_group(

@@ -7,11 +7,15 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from tests.forked import MARK, Program, forkserver
+from tests.pytest_esper_ddp.warm import LOADED, READ_AT_START, be_session
 
 # A bound that only a hang reaches; nothing is measured with it.
 LONG = 100.0
@@ -34,7 +38,7 @@ _SKIPPED = re.compile(r"^SKIPPED \[(\d+)\] (\S+): (.*)$", re.MULTILINE)
 class Result:
     """What an inner session came to."""
 
-    def __init__(self, status: int, text: str, errors: str) -> None:
+    def __init__(self, status: int | None, text: str, errors: str) -> None:
         self.status, self.text, self.errors = status, text, errors
         self.ends: dict[str, str] = {}
         self.messages: dict[str, str] = {}
@@ -74,7 +78,7 @@ class Inner:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.token = f"inner-{uuid.uuid4().hex}"
+        self.token = uuid.uuid4().hex
         self._started: list[subprocess.Popen[str]] = []
 
     def file(self, text: str, name: str = "test_inner.py", *, head: str = HEAD) -> Path:
@@ -94,15 +98,10 @@ class Inner:
         """Start a session, or what else Python is to run, and leave it running; `before`: a command that
         starts what follows it.
         """
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("PYTEST_", "COV_", "COVERAGE")) and name not in ("RANK", "WORLD_SIZE")
-        }
         process = subprocess.Popen(
             [*before, sys.executable, *command, *arguments],
             cwd=self.folder,
-            env={**kept, "COLUMNS": "250", "ESPER_TEST_TOKEN": self.token, **_ALONE, **(env or {})},
+            env=self._environment(env or {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -120,9 +119,42 @@ class Inner:
         """Whether a file of this name comes to be in the folder."""
         return eventually((self.folder / name).exists)
 
-    def run(self, *arguments: str, env: Mapping[str, str] | None = None) -> Result:
-        """A whole session."""
-        return self.finish(self.start(*arguments, env=env))
+    def run(
+        self,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        command: Sequence[str] = PYTEST,
+        cold: bool = False,
+    ) -> Result:
+        """A whole session, in processes that need not load torch first unless `cold`: for what depends on
+        what is loaded, how processes are started, or what their command lines are.
+        """
+        environment = self._environment(env or {})
+        if cold or any(name.startswith(READ_AT_START) for name in env or {}):
+            return self.finish(self.start(*arguments, env=env, command=command))
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            server = forkserver(*LOADED)
+            words = (*command[2:], *arguments)
+            program = Program(be_session, words, environment, str(self.folder))
+            pid = server.start(program, out.fileno(), err.fileno())
+            status = server.wait(LONG)
+            if status is None:
+                os.kill(pid, signal.SIGKILL)
+                server.wait(LONG)
+            out.seek(0)
+            err.seek(0)
+            result = Result(status, out.read(), err.read())
+        if status is None:
+            raise AssertionError(f"not over after {LONG:g} s:\n{result.text}\n{result.errors}")
+        return result
+
+    def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PYTEST_", "COV_", "COVERAGE")) and name not in ("RANK", "WORLD_SIZE")
+        }
+        return {**kept, "COLUMNS": "250", MARK: self.token, **_ALONE, **more}
 
     def alive(self) -> dict[int, str]:
         """The command lines of all processes that carry the token, by process id."""

@@ -54,7 +54,7 @@ def test_last(ddp):
 def test_they_are_there_when_the_one_before_is_reported(inner: Inner) -> None:
     inner.file(ALIVE, "conftest.py", head="")
     inner.file(TESTS)
-    result = inner.run()
+    result = inner.run(cold=True)  # it is looked for by its command line
     assert result.passed == {"test_first", "test_second", "test_last"}, result.text
     alive = dict(map(json.loads, (inner.folder / "alive").read_text().splitlines()))
     # None where a failure is to be told without delay, and none that no test will need.
@@ -65,6 +65,6 @@ def test_a_session_that_stops_leaves_none_behind(inner: Inner) -> None:
     inner.file(ALIVE, "conftest.py", head="")
     inner.file(TESTS)
     (inner.folder / "stop").touch()
-    result = inner.run()
+    result = inner.run(cold=True)
     assert result.passed == {"test_first"}, result.text
     assert (inner.folder / "alive").read_text() == '["test_first", 2]\n'

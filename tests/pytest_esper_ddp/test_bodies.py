@@ -202,7 +202,7 @@ def finalised(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def result(inner_of_module: Inner, finalised: Path) -> Result:
     inner_of_module.file(BODIES)
     inner_of_module.file(OTHER, "test_other.py")
-    return inner_of_module.run("--junitxml=out.xml", env={"FINALISED": str(finalised)})
+    return inner_of_module.run("--junitxml=out.xml", env={"FINALISED": str(finalised)}, cold=True)
 
 
 def test_what_passes(result: Result) -> None:

@@ -64,8 +64,7 @@ def run(inner: Inner, head: str, steps: list[tuple[str, ...]]) -> list[str]:
     (inner.folder / "test_it.py").write_text(head + MIX)
     seen = []
     for options in steps:
-        started = inner.start("--rootdir=.", "--tb=no", "-rfE", *options, command=("-m", "pytest"))
-        result = inner.finish(started)
+        result = inner.run("--rootdir=.", "--tb=no", "-rfE", *options, command=("-m", "pytest"))
         assert result.errors == ""
         seen.append(essence(result.text))
     return seen

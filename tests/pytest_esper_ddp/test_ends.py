@@ -103,7 +103,7 @@ def test_a_session_that_is_ended_leaves_nothing(
 def test_the_process_that_ranks_are_forked_from_may_end_at_any_time(inner: Inner) -> None:
     inner.file(KILLS)
     inner.file(ZYGOTE_KILLER, "conftest.py", head="")
-    result = inner.run()
+    result = inner.run(cold=True)  # it is looked for by its command line
     gone = "the process that ranks are forked from has ended with signal"
     assert {name: end for name, end in result.ends.items() if end != "PASSED"} == {
         "test_kills[within]": "ERROR"

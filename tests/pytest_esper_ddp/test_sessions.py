@@ -37,7 +37,7 @@ def spied(inner: Inner) -> str:
 def test_a_session_without_tests_on_ranks_starts_nothing_and_imports_no_torch(inner: Inner) -> None:
     inner.file(SPY, "conftest.py", head="")
     inner.file(PLAIN, head="")
-    result = inner.run()
+    result = inner.run(cold=True)
     assert (result.passed, spied(inner)) == ({"test_plain"}, "0 False")
     assert (
         "ddp: world-size 2, backend gloo, timeout 30 s, isolation pool, start fork, seed 0, slots 500"

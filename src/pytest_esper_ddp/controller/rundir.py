@@ -132,7 +132,7 @@ def _guard(path: Path, told: socket.socket) -> subprocess.Popen[bytes] | None:
     try:
         return subprocess.Popen(
             ["/bin/sh", "-c", _GUARD, "sh", str(path)],
-            stdin=told,
+            stdin=told.fileno(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",

@@ -19,7 +19,8 @@ from typing import Any
 import jsonschema
 
 from tests.esper.lockstep.late import marked_processes
-from tests.esper.lockstep.warm import MARK, warm_run
+from tests.esper.lockstep.warm import warm_run
+from tests.forked import MARK
 
 SCHEMA = json.loads(files("esper.lockstep.report").joinpath("report.schema.json").read_text())
 

@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 
 from tests.esper.lockstep.late import evidence, marked_processes
-from tests.esper.lockstep.warm import MARK
+from tests.forked import MARK
 
 HANGS = """
 import sys

@@ -18,7 +18,8 @@ import pytest
 
 from esper.lockstep.run.launch import listening_socket, serve_store
 from tests.esper.lockstep.launching import left_behind
-from tests.esper.lockstep.warm import MARK, warm_run
+from tests.esper.lockstep.warm import warm_run
+from tests.forked import MARK
 
 ZOO = Path(__file__).parent / "zoo"
 _HEADER = re.compile(r"^# ranks: (\d+), patience: ([\d.]+)(, quick)?(?:, needs: (\w+))?$", re.MULTILINE)
