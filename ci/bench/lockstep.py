@@ -215,8 +215,9 @@ class Watch:
     """What `esper.lockstep run` does while its ranks run."""
 
     def __init__(self, run_dir: Path, pids: list[int]) -> None:
-        self._supervisor = Supervisor(run_dir, pids, patience=Patience(30.0, 30.0))
-        self._apart = ApartWatch(self._supervisor.view, pids, 30.0)
+        patience = Patience(30.0, 30.0)
+        self._supervisor = Supervisor(run_dir, pids, patience=patience)
+        self._apart = ApartWatch(self._supervisor.view, pids, patience, self._supervisor.compiled_in_all)
         self.cpu = 0.0  # seconds
 
     def until_all_answer(self, ranks: list[Connection]) -> None:

@@ -174,6 +174,9 @@ class Files:
     def starved(self, rank: int, since: float) -> float:
         return 0.0
 
+    def compiled(self, rank: int, since: float) -> float:
+        return 0.0
+
     def stopped_since(self, rank: int) -> float | None:
         return None
 

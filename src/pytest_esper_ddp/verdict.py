@@ -135,7 +135,8 @@ def _difference(
         return problem
     within = expected.within if expected.within is not None else _default_within(scenario, expected)
     if expected.within is None and within is not None and observed.diagnosis is not None:
-        within += observed.diagnosis.starved  # the patience is with the rank, not with the machine
+        # The patience is with the rank, not with the machine, and not with the compiler.
+        within += observed.diagnosis.starved + observed.diagnosis.compiled
     if within is not None and seconds > within:
         return f"{event.kind} came {seconds:.2f} s after the fault; expected within {within:g} s"
     return ""

@@ -36,7 +36,6 @@ class Row:
     arguments: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     steps: int = STEPS  # of an epoch
-    patience: float = 2.0  # the plugin's own
     always: int = 1  # cases that run outside of the stress group, too
 
     @property
@@ -71,7 +70,6 @@ TABLE = (
         reported="fallback",
         config={"compile": {"enabled": True, "backend": "eager"}},
         always=0,  # each costs seconds
-        patience=20.0,  # for which the rank that cannot compile waits while the others do
     ),
     Row(kind="uneven_loader", shows="wait_cycle", arguments={"target": BATCHES}, steps=3),
     Row(kind="nan_batch", reported="panicking", arguments={"target": BATCHES}),
@@ -88,7 +86,7 @@ def cases() -> Iterator[Any]:
         always = drawn.sample(places, row.always)
         for epoch, size, rank in places:
             marks = [
-                pytest.mark.ddp(size, patience=row.patience),
+                pytest.mark.ddp(size),
                 pytest.mark.ddp_fault(row.kind, rank=rank, epoch=epoch, **row.arguments),
             ]
             if row.shows is not None:

@@ -188,6 +188,17 @@ def test_environment_of_its_own():
     dist.barrier()
     dist.destroy_process_group()
 
+@pytest.mark.ddp(world_size=2, patience=1.0)
+def test_compiles_on_one_rank_for_longer_than_the_patience(ddp):
+    def slow(graph, inputs):
+        time.sleep(1.6)
+        return graph
+    x = torch.ones(1)
+    if ddp.rank == 1:
+        x = torch.compile(lambda x: x * 2, backend=slow)(x)
+    dist.all_reduce(x)
+    assert x.item() == 3
+
 def documented():
     """
     >>> 1 + 1
@@ -224,6 +235,7 @@ def test_what_passes(result: Result) -> None:
         "test_a_thread_raises",
         "test_environment",
         "test_environment_of_its_own",
+        "test_compiles_on_one_rank_for_longer_than_the_patience",
     }, result.text
 
 

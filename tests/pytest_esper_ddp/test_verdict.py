@@ -144,8 +144,12 @@ def test_a_suspicion_has_its_patience_and_half_a_second() -> None:
     )
 
 
-def test_time_in_which_a_late_rank_had_no_processor_is_not_held_against_the_diagnosis() -> None:
-    starved = replace(HEALTHY, diagnosis=diagnosis("stalled", starved=1.5), decided_at=14.0)
+@pytest.mark.parametrize(("starved_for", "compiled_for"), [(1.5, 0.0), (0.0, 1.5), (1.0, 0.5)])
+def test_time_without_a_processor_or_in_the_compiler_is_not_held_against_the_diagnosis(
+    starved_for: float, compiled_for: float
+) -> None:
+    late = diagnosis("stalled", starved=starved_for, compiled=compiled_for)
+    starved = replace(HEALTHY, diagnosis=late, decided_at=14.0)
     assert problem(plan("stalled"), starved) == ""
     assert problem(plan("stalled"), replace(starved, decided_at=14.01)) == (
         "stalled came 4.01 s after the fault; expected within 4 s"

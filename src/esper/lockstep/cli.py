@@ -25,13 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _build()
     _hold_standard_streams()
 
+    from esper.lockstep.proof.finding import Patience
     from esper.lockstep.run.launch import run
 
     # A signal that ends this process ends the ranks and removes the ledgers first.
     for number in _ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _leave)
-    report, status = run(options.command, options.nproc, options.patience, _tell)
+    patience = Patience(options.patience, options.patience, options.compile_patience)
+    report, status = run(options.command, options.nproc, patience, _tell)
     for diagnosis in report.diagnoses:
         _tell(diagnosis.message)
     if options.report is not None:
@@ -63,6 +65,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="SECONDS",
         help="how long a late rank is only suspected (60)",
     )
+    run_parser.add_argument(
+        "--compile-patience",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="how much longer it is if the rank compiles meanwhile, at most (600)",
+    )
     run_parser.add_argument("script", metavar="-- SCRIPT [ARGS]", nargs=argparse.REMAINDER)
     options = parser.parse_args(arguments)
     if options.do == "build":
@@ -76,6 +85,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         run_parser.error(f"--nproc={options.nproc} must be an integer >= 1")
     if not options.patience > 0:
         run_parser.error(f"--patience={options.patience} must be a number of seconds > 0")
+    if not options.compile_patience >= 0:
+        run_parser.error(f"--compile-patience={options.compile_patience} must be a number of seconds >= 0")
     if options.report is not None:
         try:
             # Before an hour of training, not after it; and no earlier run's report is taken for this one's.

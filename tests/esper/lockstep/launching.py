@@ -67,6 +67,7 @@ def launch(
     patience: float = 20.0,
     head: str = _HEAD,
     warm: bool = True,
+    options: tuple[str, ...] = (),
 ) -> Outcome:
     """Run the script on `nproc` ranks; its report is valid, and no process of it is left.
 
@@ -74,9 +75,9 @@ def launch(
     """
     script, report = folder / "program.py", folder / "report.json"
     script.write_text(head + textwrap.dedent(body))
-    options = ["--nproc", str(nproc), "--report", str(report), "--patience", str(patience)]
+    all_options = ["--nproc", str(nproc), "--report", str(report), "--patience", str(patience), *options]
     run = warm_command if warm else command
-    done = run(*options, "--", str(script), *arguments)
+    done = run(*all_options, "--", str(script), *arguments)
     assert report.is_file(), done.stderr
     document = json.loads(report.read_text())
     jsonschema.validate(document, SCHEMA)

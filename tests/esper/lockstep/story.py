@@ -28,6 +28,7 @@ class Story:
     letters: dict[int, str] = field(default_factory=dict)
     stopped: dict[int, float] = field(default_factory=dict)
     starving: dict[int, float] = field(default_factory=dict)
+    compiling: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.view = View(self.world_size, self)
@@ -203,6 +204,9 @@ class Story:
 
     def starved(self, rank: int, since: float) -> float:
         return self.starving.get(rank, 0.0)
+
+    def compiled(self, rank: int, since: float) -> float:
+        return self.compiling.get(rank, 0.0)
 
     def audit(self, entry: Entry) -> tuple[int, ...] | None:
         return None

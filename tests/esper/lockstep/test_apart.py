@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 
+from esper.lockstep.proof.finding import Patience
 from esper.lockstep.record.entry import Kind
 from esper.lockstep.run.apart import ApartWatch, not_compared
 from tests.esper.lockstep.launching import Outcome, launch
@@ -260,7 +262,8 @@ def watch(story: Story, patience: float = 2.0) -> ApartWatch:
         story.write(
             rank, Kind.GROUP, group=f"default of {rank}", detail={"ranks": [rank], "apart": "rank 0 of 2"}
         )
-    return ApartWatch(story.view, [0] * story.world_size, patience)
+    compiled = partial(story.compiled, since=0.0)
+    return ApartWatch(story.view, [0] * story.world_size, Patience(patience, compiling=10.0), compiled)
 
 
 def test_a_wait_lasts_until_it_ends() -> None:
@@ -271,6 +274,20 @@ def test_a_wait_lasts_until_it_ends() -> None:
     assert [entry.rank for entry in watched.stuck(story.now + 2.1)] == [0]
     story.come_back(call)
     assert watched.stuck(story.now + 5.0) == []
+
+
+def test_a_wait_for_a_rank_that_may_be_compiling_may_last_longer_but_not_for_ever() -> None:
+    story = Story(2)
+    watched = watch(story)
+    story.compiling[1] = 50.0  # before the wait
+    story.call(0, group="default of 0")
+    assert watched.stuck(story.now) == []
+    story.compiling[1] += 3.0
+    assert watched.stuck(story.now + 4.9) == []
+    assert [entry.rank for entry in watched.stuck(story.now + 5.1)] == [0]
+    story.compiling[1] += 30.0
+    assert watched.stuck(story.now + 11.9) == []
+    assert [entry.rank for entry in watched.stuck(story.now + 12.1)] == [0]
 
 
 def test_a_work_that_is_not_waited_for_yet_is_no_wait_and_a_later_one_does_not_hide_it() -> None:

@@ -116,11 +116,14 @@ _ALIASES = {
     "torch": "torch",
 }
 _PRIVATE = re.compile(r"(?<![\w.])(torch|dist|c10d|device_mesh)((?:\.\w+)*\._[a-zA-Z]\w*(?:\.\w+)*)")
-# Asked for with a default, a module of torch's own that is only named, or for those who compile the kernel.
+# Asked for with a default, modules of torch's own that are only named, or for those who compile the kernel.
 _DISPENSABLE = {
     "torch.autograd.graph._engine_run_backward",
     "torch._ops.__file__",
     "torch._C._GLIBCXX_USE_CXX11_ABI",
+    "torch._dynamo",
+    "torch._functorch.aot_autograd",
+    "torch._inductor.compile_fx",
 }
 
 

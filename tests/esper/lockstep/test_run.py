@@ -306,6 +306,10 @@ def test_however_it_is_ended_nobody_and_nothing_stays(tmp_path: Path, numbers: t
             "--patience=nan must be a number of seconds > 0",
         ),
         (
+            ["--nproc", "2", "--compile-patience", "-1", "--", __file__],
+            "--compile-patience=-1.0 must be a number of seconds >= 0",
+        ),
+        (
             ["--nproc", "2", "--report", "/none/r.json", "--", __file__],
             "--report '/none/r.json': No such file or directory",
         ),

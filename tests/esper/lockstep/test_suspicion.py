@@ -46,6 +46,40 @@ def test_time_without_a_processor_is_not_its_own() -> None:
     assert (finding.kind, sorted(finding.guilty), finding.starved) == ("stalled", [1], 5.0)
 
 
+def test_time_in_which_it_compiles_is_not_its_own_up_to_a_limit() -> None:
+    story = Story(2)
+    story.call(0)
+    story.compiling[1] = 5.0
+    assert story.found(later=6.0, patience=TWO_SECONDS) is None
+    finding = story.prove(later=2.0, patience=TWO_SECONDS)
+    assert finding is not None
+    assert (finding.kind, sorted(finding.guilty), finding.compiled) == ("stalled", [1], 5.0)
+    story.compiling[1] = 590.0
+    assert story.found(later=580.0, patience=TWO_SECONDS) is None
+    story.compiling[1] = 1000.0
+    assert story.found(later=13.0, patience=TWO_SECONDS) is None
+    finding = story.prove(later=2.0, patience=TWO_SECONDS)
+    assert finding is not None
+    assert (finding.kind, sorted(finding.guilty), finding.compiled) == ("stalled", [1], 600.0)
+
+
+def test_a_rank_that_is_stopped_while_it_compiles_is_judged_as_soon_as_any() -> None:
+    story = Story(2)
+    story.call(0)
+    story.compiling[1] = 5.0
+    story.letters[1], story.stopped[1] = "T", story.now
+    assert story.found(later=0.6, patience=TWO_SECONDS) == ("frozen", [1])
+
+
+def test_a_thread_that_compiles_may_still_end_a_standstill() -> None:
+    story = Story(2)
+    story.threads_of = {0: 2, 1: 1}
+    cross_wait(story)
+    story.compiling[0] = 5.0
+    assert story.found(later=6.0, patience=TWO_SECONDS) is None
+    assert story.found(later=2.0, patience=TWO_SECONDS) == ("stalled", [0, 1])
+
+
 def test_a_late_rank_that_was_stopped_just_now_is_not_judged_for_it() -> None:
     story = in_step(2)
     story.call(0)

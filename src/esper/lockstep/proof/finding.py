@@ -52,6 +52,7 @@ class Finding:
     subject: str = ""  # what differs, where it is no call
     decidable: float | None = None  # when it could be told who is guilty, where that was after `since`
     starved: float = 0.0  # seconds that a late rank had no processor for, by which the patience was longer
+    compiled: float = 0.0  # seconds that it compiled, by which the patience was longer, too
 
     @property
     def rank_order(self) -> tuple[float, int]:
@@ -62,11 +63,13 @@ class Finding:
 @dataclass(frozen=True)
 class Patience:
     """How long a suspicion is only shown: seconds for a rank that runs or sleeps, and for one that is
-    stopped.
+    stopped. Of what it compiles meanwhile up to `compiling` seconds are not counted.
     """
 
     running: float = 2.0
     stopped: float = 0.5
+    # Healthy compilations take up to some minutes; one that hangs must still be named some time.
+    compiling: float = 600.0
 
 
 def in_collective(entry: Entry, kind: str = "") -> Where:
@@ -92,6 +95,7 @@ def joined(findings: list[Finding]) -> list[Finding]:
                 tuple(entry for entry in first.waiting if entry.rank not in finding.guilty),
                 first.guilty | finding.guilty,
                 starved=max(first.starved, finding.starved),
+                compiled=max(first.compiled, finding.compiled),
             )
         )
     return list(by_slot.values())

@@ -55,7 +55,8 @@ def suspects(view: View, waits: dict[int, list[Wait]], now: float, patience: Pat
             continue  # what keeps it there is torch's: a peer's address that is no longer true, say
         # It can't come while others have the processors: that time is not its own.
         starved = view.live.starved(rank, since)
-        allowed = patience.running + starved
+        compiled = _compiled(view, rank, since, patience)
+        allowed = patience.running + starved + compiled
         if stopped is not None and max(since, stopped) + patience.stopped < since + allowed:
             allowed = max(since, stopped) + patience.stopped - since
         if now - since > allowed:
@@ -67,8 +68,15 @@ def suspects(view: View, waits: dict[int, list[Wait]], now: float, patience: Pat
             if raised is not None and stopped is None:
                 kind = "raised"
             guilty = {rank: raised}
-            findings.append(Finding(kind, since + allowed, *place, waiting, guilty, starved=starved))
+            findings.append(
+                Finding(kind, since + allowed, *place, waiting, guilty, starved=starved, compiled=compiled)
+            )
     return joined(findings)
+
+
+def _compiled(view: View, rank: int, since: float, patience: Patience) -> float:
+    """Seconds of its lateness that are the compiler's: how long that takes is not the program's to say."""
+    return min(view.live.compiled(rank, since), patience.compiling)
 
 
 def _active(view: View, rank: int) -> float:
@@ -145,7 +153,9 @@ def _standstill(view: View, waits: dict[int, list[Wait]], now: float, patience: 
     if not stuck or late(view, waits, now):
         return []  # somebody is only late
     since = max([begun for begun, _ in stuck] + [_active(view, rank) for rank in ranks])
-    if now - since <= patience.running:
+    # A thread that compiles may still come.
+    allowed = patience.running + max(_compiled(view, rank, since, patience) for rank in ranks)
+    if now - since <= allowed:
         return []
     first = min(stuck, key=lambda one: one[0])[1]
     place = (first.entry.group, first.entry.sequence)
@@ -160,4 +170,4 @@ def _standstill(view: View, waits: dict[int, list[Wait]], now: float, patience: 
         guilty[rank] = in_collective(max(own, key=lambda entry: entry.issued)) if own else None
     if all(not_connected(view, rank, place[0]) for rank in guilty):
         return []
-    return [Finding("stalled", since + patience.running, *place, waiting, guilty)]
+    return [Finding("stalled", since + allowed, *place, waiting, guilty)]

@@ -103,6 +103,9 @@ class Live(Protocol):
     def starved(self, rank: int, since: float) -> float:
         """Of the seconds since `since`, those in which the rank was ready to run and had no processor."""
 
+    def compiled(self, rank: int, since: float) -> float:
+        """Of the seconds since `since`, those in which the rank compiled."""
+
     def audit(self, entry: Entry) -> tuple[int, ...] | None:
         """The values of an audit in full, while they are kept."""
 

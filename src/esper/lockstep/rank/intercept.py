@@ -15,6 +15,7 @@ from typing import Any
 import torch.distributed as dist
 
 from esper.lockstep import asking, tags, waiting
+from esper.lockstep.rank.compiling import CompileWatch
 from esper.lockstep.rank.groups import Groups, patch
 from esper.lockstep.rank.hooks import check_hooks
 from esper.lockstep.rank.interposer import After, Interposer
@@ -40,6 +41,7 @@ class Interception:
         self._after: After = {}
         self.works = Works(recorder, self._after)
         self.kernels = Kernels(recorder, self.groups, self.replicas, self.works, self._after)
+        self.compiling = CompileWatch(recorder.ledger)
         self._undo: list[Callable[[], None]] = []
 
     def install(self) -> None:
@@ -68,6 +70,7 @@ class Interception:
                 self._undo.append(patch(holder, name, self._brings_threads(getattr(holder, name))))
         self.groups.install(lambda default, frame: self.replicas.audit("destroy", default, frame))
         self.replicas.install()
+        self.compiling.install()
         if self.recorder.ledger.is_open:
             self.attach()
 
@@ -82,6 +85,7 @@ class Interception:
         """Put everything back as it was."""
         tags.set_recording(False)
         asking.set_asker(None)
+        self.compiling.uninstall()
         self.replicas.uninstall()
         self.groups.uninstall()
         while self._undo:
@@ -120,6 +124,7 @@ class Interception:
         """In a forked child: stop recording, or a loader's worker that ends would be its parent's end."""
         self.kernels.detach()
         self.recorder.detach()
+        self.compiling.forget()
         self.works.known.clear()
         tags.set_recording(False)
         asking.set_asker(None)

@@ -35,6 +35,11 @@ IDENTITY = struct.Struct("<8sIiii")
 # record count, state, live threads, heartbeat, id of the main thread, number of the last BEGIN's record + 1
 COUNT = struct.Struct("<Q")
 COUNT_AT, STATE_AT, THREADS_AT, HEARTBEAT_AT, MAIN_THREAD_AT, BEGUN_AT = 64, 72, 76, 80, 88, 96
+# The seconds that the rank has compiled so far; while it compiles instead, negative, the moment at which it
+# would have begun had it never paused. And when it began last. Native, for that is written in one store:
+# whoever reads the first at any moment has the seconds up to then.
+COMPILED = struct.Struct("d")
+COMPILED_AT, COMPILING_AT = 104, 112
 U32, F64 = struct.Struct("<I"), struct.Struct("<d")
 # kind group sequence op reduce_op dtype shape site tag detail | root peer | elements digest | issued
 # wait_begun
@@ -244,6 +249,16 @@ class Ledger:
     def set_begun(self, number: int) -> None:
         """Which record says what program runs now: the ring may overwrite it before it is read."""
         COUNT.pack_into(self._map, BEGUN_AT, number + 1)
+
+    def set_compiling(self, compiles: bool) -> None:
+        """Whether the rank compiles, from now on. To be said by one thread at a time."""
+        now = time.monotonic()
+        compiled: float = COMPILED.unpack_from(self._map, COMPILED_AT)[0]
+        if compiles and compiled >= 0.0:
+            COMPILED.pack_into(self._map, COMPILING_AT, now)
+            COMPILED.pack_into(self._map, COMPILED_AT, compiled - now)
+        elif not compiles and compiled < 0.0:
+            COMPILED.pack_into(self._map, COMPILED_AT, compiled + now)
 
     def heartbeat(self) -> None:
         """Say that the rank's program still runs Python code."""

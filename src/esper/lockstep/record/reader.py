@@ -14,6 +14,9 @@ from esper.lockstep.errors import LedgerError
 from esper.lockstep.record.entry import Entry, Kind, Site, State, Times
 from esper.lockstep.record.ledger import (
     BEGUN_AT,
+    COMPILED,
+    COMPILED_AT,
+    COMPILING_AT,
     COUNT,
     COUNT_AT,
     HEADER_SIZE,
@@ -182,6 +185,15 @@ class LedgerReader:
             return 0
         count: int = U32.unpack_from(self._map, THREADS_AT)[0]
         return count
+
+    def compiled(self, now: float) -> tuple[float, float | None]:
+        """How many seconds the rank has compiled until now, and since when it does; None: it does not."""
+        if not self.open() or self._map is None:
+            return 0.0, None
+        compiled: float = COMPILED.unpack_from(self._map, COMPILED_AT)[0]
+        if compiled >= 0.0:
+            return compiled, None
+        return max(0.0, now + compiled), COMPILED.unpack_from(self._map, COMPILING_AT)[0]
 
     def close(self) -> None:
         """Unmap the file."""

@@ -56,9 +56,9 @@ class GuiltyAt:
 @dataclass(frozen=True)
 class Diagnosis:
     """One divergence: what, who, where on both sides, and the sentence. `seconds`: from decidable to
-    decided. Not in the JSON: `starved`, how much longer a late rank was waited for than the patience, since
-    others had the processors; `fields`, what of `COMPARED` the two sides have otherwise, or the sentence that
-    names a tensor or value.
+    decided. Not in the JSON: `starved` and `compiled`, how much longer a late rank was waited for than the
+    patience, since others had the processors, and since it compiled; `fields`, what of `COMPARED` the two
+    sides have otherwise, or the sentence that names a tensor or value.
     """
 
     kind: str
@@ -70,12 +70,13 @@ class Diagnosis:
     seconds: float
     message: str
     starved: float = 0.0
+    compiled: float = 0.0
     fields: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The record of `esper.lockstep.report/1`."""
         record = asdict(self)
-        del record["starved"], record["fields"]
+        del record["starved"], record["compiled"], record["fields"]
         record["guilty_at"] = {str(rank): asdict(at) for rank, at in self.guilty_at.items()}
         return record
 

@@ -37,6 +37,7 @@ def diagnosis_of(finding: Finding, *, decided: float, last_settled: Slot | None)
         seconds=round(max(0.0, decided - (finding.decidable or finding.since)), 4),
         message=message(finding, last_settled),
         starved=finding.starved,
+        compiled=finding.compiled,
         fields=_differing(finding),
     )
 

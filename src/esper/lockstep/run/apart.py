@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from esper.lockstep.proof.finding import ranks_text
+from esper.lockstep.proof.finding import Patience, ranks_text
 from esper.lockstep.proof.view import RankView, View
 from esper.lockstep.record.entry import Entry, Flag, Site
 from esper.lockstep.report.diagnosis import short_site, tensor_text
@@ -29,14 +29,16 @@ _UNCONNECTED = (
 class ApartWatch:
     """Follows the waits in such jobs from poll to poll, and those for torch to connect a job."""
 
-    def __init__(self, view: View, pids: Sequence[int], patience: float) -> None:
-        """`patience`: seconds that a wait may last."""
-        self._view, self._pids, self._patience = view, pids, patience
+    def __init__(
+        self, view: View, pids: Sequence[int], patience: Patience, compiled: Callable[[int], float]
+    ) -> None:
+        """`patience`: how long a wait may last. `compiled`: for how many seconds a rank has, until now."""
+        self._view, self._pids, self._patience, self._compiled = view, pids, patience, compiled
         self._next_look = 0.0
-        self._sleep = SleepWatch(patience)
-        # By rank and record: how long each process had been kept from a processor when the wait was first
-        # seen. Any of them may be the one that is late, and that time is not its own.
-        self._kept: dict[tuple[int, int], list[float]] = {}
+        self._sleep = SleepWatch(patience.running)
+        # By rank and record: how long each process had been kept from a processor, and had compiled, when
+        # the wait was first seen. Any of them may be the one that is late, and that time is not its own.
+        self._before: dict[tuple[int, int], list[tuple[float, float]]] = {}
 
     def stuck(self, now: float) -> list[Entry]:
         """The calls that ranks wait in, once one of them has waited there longer than the patience."""
@@ -45,8 +47,8 @@ class ApartWatch:
             return []
         self._next_look = now + _BETWEEN_LOOKS
         waits = [entry for seen in self._view.ranks if not seen.left for entry in self._waits(seen, now)]
-        self._kept = {
-            place: self._kept.get(place) or [kept_waiting(pid) for pid in self._pids]
+        self._before = {
+            place: self._before.get(place) or self._not_their_own()
             for place in ((entry.rank, entry.number) for entry in waits)
         }
         long = [entry for entry in waits if self._too_long(entry, now)]
@@ -76,9 +78,17 @@ class ApartWatch:
             # Whether it still waits is not recorded: its thread must not have run for all that time.
             return self._sleep.asleep(self._pids[entry.rank], entry.thread)
         since = entry.waiting_since(now)
-        before = self._kept[entry.rank, entry.number]
-        starved = max(kept_waiting(pid) - kept for pid, kept in zip(self._pids, before, strict=True))
-        return since is not None and now - since > self._patience + starved
+        before = self._before[entry.rank, entry.number]
+        excused = max(
+            kept - kept_before + min(compiled - compiled_before, self._patience.compiling)
+            for (kept, compiled), (kept_before, compiled_before) in zip(
+                self._not_their_own(), before, strict=True
+            )
+        )
+        return since is not None and now - since > self._patience.running + excused
+
+    def _not_their_own(self) -> list[tuple[float, float]]:
+        return [(kept_waiting(pid), self._compiled(rank)) for rank, pid in enumerate(self._pids)]
 
     def text(
         self, waits: Sequence[Entry], now: float, line_of: Callable[[int, float], tuple[str, Site | None]]

@@ -17,7 +17,7 @@ _SHOW_AFTER = 0.5
 
 @dataclass(frozen=True)
 class Look:
-    """Where a late rank was when it was looked at; `state` is sleeping, running or stopped."""
+    """Where a late rank was when it was looked at; `state` is sleeping, running, compiling or stopped."""
 
     since: float  # its lateness, CLOCK_MONOTONIC seconds
     at: float

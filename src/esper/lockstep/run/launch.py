@@ -29,7 +29,7 @@ INCONCLUSIVE = 4
 
 
 def run(
-    command: Sequence[str], world_size: int, patience: float, show: Callable[[str], None]
+    command: Sequence[str], world_size: int, patience: Patience, show: Callable[[str], None]
 ) -> tuple[Report, int]:
     """Run `command` (script and arguments) on `world_size` ranks; the report, and the exit status for the
     shell.
@@ -46,7 +46,7 @@ def run(
 def _run(
     command: Sequence[str],
     world_size: int,
-    patience: float,
+    patience: Patience,
     show: Callable[[str], None],
     run_dir: Path,
     listener: socket.socket,
@@ -62,7 +62,7 @@ def _run(
         supervisor = Supervisor(
             run_dir,
             [process.pid for process in processes],
-            patience=Patience(running=patience, stopped=patience),
+            patience=patience,
             internal=INTERNAL,
             show=show,
         )
@@ -124,12 +124,12 @@ def serve_store(listener: socket.socket, world_size: int) -> object:
 def _watch(
     supervisor: Supervisor,
     processes: Sequence[subprocess.Popen[bytes]],
-    patience: float,
+    patience: Patience,
     show: Callable[[str], None],
 ) -> str | None:
     """Poll until a diagnosis or until every rank has ended; or until nothing is to be had, and return why."""
-    after = _AfterAFailure(supervisor, patience)
-    apart = ApartWatch(supervisor.view, supervisor.pids, patience)
+    after = _AfterAFailure(supervisor, patience.running)
+    apart = ApartWatch(supervisor.view, supervisor.pids, patience, supervisor.compiled_in_all)
     with selectors.EpollSelector() as selector, ExitStack() as open_ones:
         for rank, process in enumerate(processes):
             try:

@@ -86,6 +86,7 @@ class Supervisor:
         self._in_torch: dict[tuple[int, int], tuple[int | None, bool]] = {}
         self._stopped: dict[int, float] = {}
         self._kept_waiting: dict[int, tuple[float, float]] = {}
+        self._compiled: dict[int, tuple[float, float]] = {}
         self._alive_at: dict[int, float] = {}
         self._held_since: float | None = None
         self._late = LateWatch(self.line_of, show)
@@ -182,7 +183,10 @@ class Supervisor:
         said_at, said = self._said
         if said and now - said_at < _ONE_OCCASION:
             return said
-        asked = Patience(min(patience, self.patience.running), min(patience, self.patience.stopped))
+        # Who asks gives up, whatever the others do; that one compiles is said with its line.
+        asked = Patience(
+            min(patience, self.patience.running), min(patience, self.patience.stopped), compiling=0.0
+        )
         finding = prove(self.view, now, asked)
         if finding is None or not self._confirmed(finding, asked, final=False):
             return ""
@@ -282,8 +286,16 @@ class Supervisor:
                     wake=wake,
                 )
                 last = self.view.ranks[rank].last
-                guilty[rank] = Where(name, site=site or (last.site if last else None))
+                guilty[rank] = Where(
+                    name, site=site or (last.site if last else None), detail=self._compiling(rank)
+                )
         return replace(finding, guilty=guilty)
+
+    def _compiling(self, rank: int) -> str | None:
+        """What to say of a rank that compiles now."""
+        now = time.monotonic()
+        since = self._readers[rank].compiled(now)[1]
+        return None if since is None else f"has been compiling for {now - since:.1f} s"
 
     def _last_seen(self, rank: int, where: Where) -> Where:
         """A killed rank can't be asked any more; if it was late before, it was looked at then."""
@@ -300,9 +312,13 @@ class Supervisor:
         """State and line of a living rank that may be healthy: never woken. Waits `within` seconds for its
         answer, hardly at all unless told otherwise, since a proof about others may be due.
         """
-        return current_line(
-            self.pids[rank], stack_path(self.run_dir, rank), self._internal, within, wake=False
-        )
+        path = stack_path(self.run_dir, rank)
+        name, site = current_line(self.pids[rank], path, self._internal, within, wake=False)
+        return name if name == "stopped" or self._compiling(rank) is None else "compiling", site
+
+    def compiled_in_all(self, rank: int) -> float:
+        """How many seconds the rank has compiled until now."""
+        return self._readers[rank].compiled(time.monotonic())[0]
 
     def report(self, verdict: str) -> Report:
         """The run as `esper.lockstep.report/1` has it."""
@@ -359,6 +375,16 @@ class Supervisor:
         if known is None or known[0] != since:
             known = self._kept_waiting[rank] = since, kept
         return kept - known[1]
+
+    def compiled(self, rank: int, since: float) -> float:
+        now = time.monotonic()
+        compiled, begun = self._readers[rank].compiled(now)
+        known = self._compiled.get(rank)
+        if known is None or known[0] != since:
+            # The part before this first look counts, too.
+            before = 0.0 if begun is None else now - max(since, begun)
+            known = self._compiled[rank] = since, compiled - before
+        return compiled - known[1]
 
     def stopped_since(self, rank: int) -> float | None:
         return self._stopped.get(rank)
