@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from esper.lockstep.proof.finding import Patience
+from esper.lockstep.rank.stacks import STACK_SIGNAL, stack_path
 from esper.lockstep.record import ledger as of_ledger
 from esper.lockstep.record.ledger import Ledger
 from esper.lockstep.record.reader import LedgerReader
@@ -101,6 +102,21 @@ def test_of_a_lateness_only_that_part_counts_in_which_it_compiled(
     clock[0] += 3.0
     assert supervisor.compiled(0, since) == 3.0
     assert supervisor.compiled(0, clock[0] - 5.0) == 3.0
+
+
+def test_who_compiles_is_not_asked_for_its_line_while_the_run_goes_on(
+    tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: asked.append(number))
+    stack_path(tmp_path, 0).touch()
+    supervisor = Supervisor(tmp_path, [os.getpid()], patience=Patience())
+    ledger.set_compiling(True)
+    assert supervisor.line_of(0, within=0.0) == ("compiling", None)
+    assert asked == []
+    ledger.set_compiling(False)
+    assert supervisor.line_of(0, within=0.0) == ("running", None)
+    assert asked == [STACK_SIGNAL]
 
 
 IN_ONE_PROCESS = """
@@ -217,7 +233,7 @@ def test_who_compiles_longer_than_the_patience_is_not_accused(tmp_path: Path) ->
     outcome = launch(tmp_path, COMPILES + textwrap.dedent(body), patience=1.0)
     assert time.monotonic() - began > 3 * 1.6
     assert (outcome.status, outcome.verdict) == (0, "clean"), outcome.text
-    assert "it is compiling at program.py" in outcome.text
+    assert "; it is compiling\n" in outcome.text
 
 
 def test_a_compilation_that_does_not_end_is_named(tmp_path: Path) -> None:

@@ -27,16 +27,16 @@ _FRAME = re.compile(r'File "(.*?)", line (\d+) in (.*)')
 
 
 def current_line(
-    pid: int, path: Path, internal: tuple[str, ...], within: float, *, wake: bool = True
+    pid: int, path: Path, internal: tuple[str, ...], within: float, *, wake: bool = True, ask: bool = True
 ) -> tuple[str, Site | None]:
     """(state, innermost line that is the user's) of a living rank; waits `within` seconds at most.
 
     A stopped rank is continued to answer, with the signal already queued; without `wake` it stays stopped and
-    has no line.
+    has no line; without `ask` none has.
     """
     letter = state(pid)
     name = {"T": "stopped", "t": "stopped", "R": "running", "D": "running"}.get(letter, "sleeping")
-    if letter in "Tt" and not wake:
+    if not ask or (letter in "Tt" and not wake):
         return name, None
     try:
         before = path.stat().st_size

@@ -59,5 +59,5 @@ def _text(late: Late, look: Look, now: float) -> str:
     lasts = f"{now - late.since:.1f} s"
     return (
         f"late: {waiting} {verb} for rank {late.rank} in {entry.op} #{entry.sequence} for {lasts}; "
-        f"it is {look.state} at {short_site(look.site)}"
+        f"it is {look.state}" + ("" if look.state == "compiling" else f" at {short_site(look.site)}")
     )
