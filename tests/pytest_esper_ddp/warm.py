@@ -18,8 +18,19 @@ from typing import Any, ClassVar, NoReturn
 from esper.lockstep.rank.lineage import die_with_parent
 from tests.forked import be_alone, run_module
 
-# What both load in any case, but none of what pytest is to rewrite.
-LOADED = ("torch._dynamo", "torch.distributed", "torch.nn.parallel", "numpy.random", "pytest")
+# What both load in any case, plugins of others among it.
+LOADED = (
+    "torch._dynamo",
+    "torch.distributed",
+    "torch.nn.parallel",
+    "numpy.random",
+    "pytest",
+    "hypothesis.internal.observability",  # what its plugin loads
+    "anyio.pytest_plugin",
+    "pytest_cov.plugin",
+    "pytest_timeout",
+    "xdist.plugin",
+)
 # A new interpreter, or torch as it is loaded, reads these.
 READ_AT_START = ("PYTHON", "OMP_", "COV", "LD_", "GLIBC_", "MALLOC_", "TORCH", "CUDA_")
 _REPLACED = "pytest_esper_ddp.rank.zygote"
@@ -30,6 +41,9 @@ def be_session(arguments: Sequence[str]) -> NoReturn:
     """In the forked process: `python -m pytest ARGUMENTS...`."""
     for name in [name for name in sys.modules if name.partition(".")[0] in _NOT_OF_A_NEW_INTERPRETER]:
         del sys.modules[name]
+    for name, module in sys.modules.items():
+        if "." not in name:  # of plugins, which pytest would say that it can not rewrite
+            module.__doc__ = f"{module.__doc__} PYTEST_DONT_REWRITE"
     sys.path[0] = os.getcwd()
     _Popen.spare = _Spare()
     subprocess.Popen = _Popen  # type: ignore[assignment, misc]
