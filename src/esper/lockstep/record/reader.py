@@ -124,12 +124,15 @@ class LedgerReader:
         """The number of the next record to read."""
         return self._read
 
+    def begun(self) -> int | None:
+        """The number of the record with which the rank's program began; None where there is none."""
+        number: int = COUNT.unpack_from(self._map, BEGUN_AT)[0] - 1 if self._map is not None else -1
+        return None if number < 0 else number
+
     def begun_unread(self) -> int | None:
-        """The number of the record with which the rank's program began, if that was overwritten unread."""
-        if self._map is None:
-            return None
-        number: int = COUNT.unpack_from(self._map, BEGUN_AT)[0] - 1
-        return number if number in self._hole else None
+        """As `begun`, if that record was overwritten unread."""
+        number = self.begun()
+        return number if number is not None and number in self._hole else None
 
     def skip(self) -> None:
         """Pass over everything written so far."""

@@ -20,7 +20,7 @@ class NativeCalls:
 
     def __init__(self, reader: LedgerReader) -> None:
         self._reader = reader
-        self._seen = 0  # records that have been looked at
+        self._seen: int | None = None  # records that have been looked at
         self._not_done: dict[int, list[int]] = {}  # numbers by thread
 
     def under_way(self, thread: int, besides: Collection[int]) -> bool:
@@ -36,6 +36,8 @@ class NativeCalls:
         return False
 
     def _look(self) -> None:
+        if self._seen is None:  # pooled ranks have the records of many programs
+            self._seen = self._reader.begun() or 0
         for number, kind, times in self._reader.since(self._seen):
             self._seen = number + 1
             if kind == Kind.BEGIN:  # what the program before it left is nothing to this one
