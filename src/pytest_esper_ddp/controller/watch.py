@@ -26,7 +26,6 @@ from pytest_esper_ddp.wire.messages import AsksForTerminal, Early, LeavesTermina
 if TYPE_CHECKING:
     from pytest_esper_ddp.controller.world import World
 
-_POLL = 0.004
 # How long ranks may take for reports of their own once one has failed or a verdict stands.
 _GRACE = 0.5
 _AFTER_VERDICT = 0.1
@@ -61,9 +60,9 @@ class Watch:
     def watch(self) -> Run:
         result, supervisor = self.result, self.supervisor
         enforced = self.scenario.lockstep == "enforce"
-        look_at = result.started + _POLL  # not at each rank's report: usual tests are over before the first
+        look_at = result.started + supervisor.next_poll  # not at each rank's report: usual tests are over before the first
         while self.pending:
-            for key, _ in self.selector.select(_POLL):
+            for key, _ in self.selector.select(supervisor.next_poll):
                 if key.data is None:
                     self.world.source.pump()
                 else:
@@ -75,7 +74,7 @@ class Watch:
             if self._judged and self.pending and now >= look_at:
                 if supervisor.poll() is not None and enforced:
                     self._act_within(_AFTER_VERDICT, "verdict")
-                look_at = time.monotonic() + _POLL
+                look_at = time.monotonic() + supervisor.next_poll
             if now >= self.deadline:
                 result.why_ended = "timeout"
                 break
