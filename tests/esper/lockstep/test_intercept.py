@@ -491,6 +491,26 @@ def test_uninstalled_it_leaves_torch_as_it_was() -> None:
     assert on_ranks(body) == [1, 1]
 
 
+def test_what_is_followed_looks_as_torch_made_it() -> None:
+    def looks() -> list[tuple[str, str, str | None]]:
+        followed: list[Any] = [
+            DistributedDataParallel.__init__,
+            DistributedDataParallel.forward,
+            DistributedDataParallel,
+            dist.init_process_group,
+            dist.destroy_process_group,
+            dist.new_group,
+        ]
+        return [(str(inspect.signature(one)), one.__name__, one.__doc__) for one in followed]
+
+    def body(rank: int) -> list[object]:
+        before = looks()
+        with recorded():
+            return [pair for pair in zip(before, looks(), strict=True) if pair[0] != pair[1]]
+
+    assert on_ranks(body) == [[], []]
+
+
 def test_an_uninstalled_interception_writes_nothing() -> None:
     def body(rank: int) -> int:
         with recorded() as recording:

@@ -112,7 +112,6 @@ class CompileWatch(importlib.abc.MetaPathFinder):
 
 
 def _noting(note: Callable[[], None], original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
     def noted(*args: Any, **kwargs: Any) -> Any:
         note()
         return original(*args, **kwargs)

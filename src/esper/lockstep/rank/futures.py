@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -32,21 +31,18 @@ class Futures:
         get_future, then, wait = dist.Work.get_future, torch._C.Future.then, torch._C.Future.wait
         collect = torch._C._collect_all
 
-        @functools.wraps(get_future)
         def follow_work(work: Any) -> Any:
             future, number = get_future(work), self._number_of(work)
             if number is not None:
                 numbers[future] = (number,)
             return future
 
-        @functools.wraps(then)
         def follow_future(future: Any, *args: Any, **kwargs: Any) -> Any:
             following, awaited = then(future, *args, **kwargs), numbers.get(future)
             if awaited is not None:
                 numbers[following] = awaited
             return following
 
-        @functools.wraps(collect)
         def follow_all(futures: Any) -> Any:
             together = collect(futures)
             awaited = tuple(number for one in futures for number in numbers.get(one, ()))
@@ -54,7 +50,6 @@ class Futures:
                 numbers[together] = awaited
             return together
 
-        @functools.wraps(wait)
         def seen_wait(future: Any) -> Any:
             awaited = numbers.get(future)
             if awaited is None:

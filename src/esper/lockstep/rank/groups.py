@@ -169,7 +169,6 @@ class Groups:
         destroy, leave, new_group = c10d.destroy_process_group, os._exit, c10d._new_group_with_tag
         init = c10d.init_process_group
 
-        @functools.wraps(init)
         def init_process_group(*args: Any, **kwargs: Any) -> None:
             with self.joining(args, kwargs, sys._getframe(1)):
                 init(*args, **kwargs)
@@ -244,7 +243,11 @@ class Groups:
 
 
 def patch(holder: Any, name: str, value: Any) -> Callable[[], None]:
-    """Set an attribute; returns what puts the former value back."""
+    """Replace a function by one that looks like it; returns what puts the former back.
+
+    Programs ask torch's functions for their parameters, as ours do for those that one version has renamed.
+    """
     original = getattr(holder, name)
+    functools.update_wrapper(value, original)
     setattr(holder, name, value)
     return lambda: setattr(holder, name, original)

@@ -8,7 +8,6 @@ backend stay what they were.
 from __future__ import annotations
 
 import _thread
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -133,7 +132,6 @@ class Interception:
     def _brings_threads(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """The same function, after which threads that nobody counts may come to run Python."""
 
-        @functools.wraps(original)
         def bringing(*args: Any, **kwargs: Any) -> Any:
             self.recorder.uncounted_threads = True
             return original(*args, **kwargs)
