@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from esper.lockstep.proof.finding import Patience
+
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -25,7 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _build()
     _hold_standard_streams()
 
-    from esper.lockstep.proof.finding import Patience
     from esper.lockstep.run.launch import run
 
     # A signal that ends this process ends the ranks and removes the ledgers first.
@@ -68,9 +69,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     run_parser.add_argument(
         "--compile-patience",
         type=float,
-        default=600.0,
+        default=Patience.compiling,
         metavar="SECONDS",
-        help="how much longer it is if the rank compiles meanwhile, at most (600)",
+        help=f"how much longer it is if the rank compiles meanwhile, at most ({Patience.compiling:g})",
     )
     run_parser.add_argument("script", metavar="-- SCRIPT [ARGS]", nargs=argparse.REMAINDER)
     options = parser.parse_args(arguments)

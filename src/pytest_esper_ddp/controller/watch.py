@@ -60,7 +60,8 @@ class Watch:
     def watch(self) -> Run:
         result, supervisor = self.result, self.supervisor
         enforced = self.scenario.lockstep == "enforce"
-        look_at = result.started + supervisor.next_poll  # not at each rank's report: usual tests are over before the first
+        # Not at each rank's report: usual tests are over before the first.
+        look_at = result.started + supervisor.next_poll
         while self.pending:
             for key, _ in self.selector.select(supervisor.next_poll):
                 if key.data is None:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,6 @@ from esper.lockstep.record.ledger import Ledger
 from esper.lockstep.record.reader import LedgerReader
 from esper.lockstep.run.supervisor import Supervisor
 from tests.esper.lockstep.launching import launch
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(tmp_path, 0, 1)
-    yield ledger
-    ledger.close()
-
-
-@pytest.fixture
-def reader(tmp_path: Path) -> Iterator[LedgerReader]:
-    reader = LedgerReader(tmp_path, 0)
-    yield reader
-    reader.close()
 
 
 @pytest.fixture

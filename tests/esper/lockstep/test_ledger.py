@@ -22,22 +22,7 @@ from esper.lockstep.errors import LedgerError
 from esper.lockstep.record.entry import Entry, Flag, Kind, Site, State, Time
 from esper.lockstep.record.ledger import DEFAULT_CAPACITY, HEADER_SIZE, RECORD_SIZE, Ledger, ledger_path
 from esper.lockstep.record.reader import LedgerReader
-
-CAPACITY = 8
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(tmp_path, 0, 2, CAPACITY)
-    yield ledger
-    ledger.close()
-
-
-@pytest.fixture
-def reader(tmp_path: Path) -> Iterator[LedgerReader]:
-    reader = LedgerReader(tmp_path, 0)
-    yield reader
-    reader.close()
+from tests.esper.lockstep.conftest import CAPACITY
 
 
 def sequences(reader: LedgerReader) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,29 +21,20 @@ from esper.lockstep.record.ledger import Ledger
 from esper.lockstep.record.reader import LedgerReader
 from esper.lockstep.run import natives
 from esper.lockstep.run.natives import NativeCalls
+from tests.esper.lockstep.conftest import CAPACITY
 from tests.esper.lockstep.launching import launch
 from tests.esper.lockstep.recording import on_ranks, recorded
 
-CAPACITY = 8
 built = pytest.mark.skipif(
     not compiled.library_path().is_file(), reason="no compiled kernel: python -m esper.lockstep build"
 )
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(tmp_path, 0, 2, CAPACITY)
-    yield ledger
-    ledger.close()
-
-
-@pytest.fixture
-def calls(tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Iterator[NativeCalls]:
+def calls(ledger: Ledger, reader: LedgerReader, monkeypatch: pytest.MonkeyPatch) -> NativeCalls:
     monkeypatch.setattr(natives, "_WOKEN_WITHIN", 0.0)
-    reader = LedgerReader(tmp_path, 0)
     assert reader.open()
-    yield NativeCalls(reader)
-    reader.close()
+    return NativeCalls(reader)
 
 
 def issue(ledger: Ledger, thread: int = 7, flags: int = Flag.WAITED | Flag.NATIVE) -> int:
