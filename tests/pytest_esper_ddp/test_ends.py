@@ -118,6 +118,34 @@ def test_the_process_that_ranks_are_forked_from_may_end_at_any_time(inner: Inner
     assert "Traceback" not in result.text + result.errors
 
 
+STOPS_THE_ZYGOTE = """
+@pytest.mark.ddp(world_size=2, isolation="fresh")
+def test_stops(ddp):
+    dist.barrier()
+    if ddp.rank == 0:
+        os.kill(os.getppid(), signal.SIGSTOP)
+
+@pytest.mark.ddp(world_size=2, isolation="fresh")
+def test_next(ddp):
+    dist.barrier()
+
+@ddp2
+def test_after(ddp):
+    dist.barrier()
+"""
+
+
+def test_the_process_that_ranks_are_forked_from_may_be_stopped(inner: Inner) -> None:
+    inner.file(STOPS_THE_ZYGOTE)
+    result = inner.run()
+    assert result.passed == {"test_stops", "test_next", "test_after"}, result.text
+    said = (
+        "the process that ranks are forked from was stopped by a signal, and was ended; a new one was started"
+    )
+    assert warned(result) == {"test_next": said}
+    assert eventually(lambda: not inner.alive(), within=2), inner.alive()
+
+
 ENDS_THE_ZYGOTE = """
 if os.environ.get("OMP_NUM_THREADS") == "1":
     with open("tries", "a") as file:

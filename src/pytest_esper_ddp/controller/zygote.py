@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from esper.lockstep.run.process import state
 from pytest_esper_ddp.controller.collecting import order_to_collect, signal_group, start_collecting
 from pytest_esper_ddp.errors import HarnessError
 from pytest_esper_ddp.wire.channel import Closed, receive, send
@@ -25,6 +26,7 @@ from pytest_esper_ddp.wire.start import large_pages
 _NEEDS_DYNAMO = re.compile(rb"\boptim\b|\bcompile\b|\besper\b")
 _START_WITHIN = 60.0
 _END_WITHIN = 2.0
+_LOOK_EVERY = 0.5
 
 
 class ZygoteEnded(HarnessError):
@@ -39,6 +41,7 @@ class ZygoteClient:
         self._exits: dict[int, int] = {}
         self.preloaded = False
         self._broken: str | None = None  # what it said last
+        self._was_stopped = False
         self.collected: Collected | None = None
         ours, theirs = socket.socketpair()
         self.channel = ours
@@ -150,11 +153,19 @@ class ZygoteClient:
     def _wait_for(self, kind: type[Any], within: float) -> Any:
         self._check()
         end = time.monotonic() + within
+        stopped = False
         while (left := end - time.monotonic()) > 0:
-            if select.select([self.channel], [], [], left)[0]:
+            if select.select([self.channel], [], [], min(left, _LOOK_EVERY))[0]:
                 message = self._take(self._receive())
                 if isinstance(message, kind):
                     return message
+            else:
+                # Twice: where a whole session is stopped and goes on, this process may be the first to.
+                before, stopped = stopped, state(self._process.pid) == "T"
+                if before and stopped:
+                    self._was_stopped = True
+                    self._process.kill()
+                    raise self._obituary()
         raise HarnessError(f"the process that ranks are forked from did not answer within {within:g} s")
 
     def _check(self) -> None:
@@ -169,5 +180,9 @@ class ZygoteClient:
             code = self._process.wait(_END_WITHIN)
         except subprocess.TimeoutExpired:
             return ZygoteEnded("the process that ranks are forked from closed its connection")
+        if self._was_stopped:
+            return ZygoteEnded(
+                "the process that ranks are forked from was stopped by a signal, and was ended"
+            )
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
         return ZygoteEnded(f"the process that ranks are forked from has ended with {how}")
