@@ -89,3 +89,32 @@ def test_while_other_ranks_finalise_their_fixtures(inner: Inner, *, twice: bool)
     (inner.folder / "finalising").mkdir()
     took = interrupted(inner, "-k", "first or hang or wait", twice=twice)
     assert took < (ENDS_WITHIN if twice else ENDS_WITHIN + SOFT_END)
+
+
+EXITS = """
+class Exit(Exception): ...  # such as click has
+
+@ddp2
+def test_of_that_name(ddp):
+    raise Exit("of its own")
+
+@ddp2
+def test_exits(ddp):
+    dist.barrier()
+    if ddp.rank == 1:
+        pytest.exit("enough")
+    dist.barrier()
+
+@ddp2
+def test_not_run(ddp): ...
+"""
+
+
+def test_a_rank_may_end_the_session(inner: Inner) -> None:
+    inner.file(EXITS)
+    result = inner.run()
+    assert result.status == pytest.ExitCode.INTERRUPTED, result.text
+    assert result.ends == {"test_of_that_name": "FAILED", "test_exits": "FAILED"}
+    assert result.messages["test_of_that_name"] == "rank 0: test_inner.Exit: of its own"
+    assert result.messages["test_exits"] == "rank 1 raised before barrier #1"
+    assert "Interrupted: rank 1: Exit: enough" in result.text

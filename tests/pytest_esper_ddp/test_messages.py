@@ -84,6 +84,7 @@ MESSAGES = (
         leaks=("thread x",),
         notes=("note",),
         error="Exit: enough",
+        stops=True,
         refused="target 'x:y': no module 'x'",
         warnings=(Warned("careful", "builtins", "UserWarning", "test_it.py", 3),),
     ),

@@ -330,7 +330,5 @@ def _show_setups(item: pytest.Item, run: Run) -> None:
 def _stop_if_asked(item: pytest.Item, run: Run) -> None:
     """pytest.exit in a rank ends the session, as it does in any test."""
     for rank, outcome in sorted(run.outcomes.items()):
-        if outcome.failure is not None and outcome.failure.type == "Exit":
-            item.session.shouldstop = f"rank {rank}: {outcome.failure.text}"
-        elif (outcome.error or "").startswith("Exit: "):  # after it had failed: the debugger was left
+        if outcome.stops:
             item.session.shouldstop = f"rank {rank}: {outcome.error}"

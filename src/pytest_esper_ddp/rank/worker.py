@@ -166,7 +166,7 @@ class Worker:
         else:
             self.interception.begin(order.name)
         injector = Injector(order.faults, self.rank, self.recorder, self.interception)
-        error = None
+        error, stops = None, False
         try:
             # xdist gives a worker any of the items next: what the last one has left may not fit.
             self.session._setupstate.teardown_exact(item)
@@ -178,6 +178,7 @@ class Worker:
                 os._exit(1)  # a child of the test's that ran on where its parent does
         except BaseException as caught:  # noqa: BLE001  pytest.exit, Ctrl-C of its own, a hook of a plugin
             error = f"{type(caught).__name__}: {caught}"
+            stops = isinstance(caught, pytest.exit.Exception)
             observer.broke(caught)
         finally:
             self.debugging.leave()
@@ -192,6 +193,7 @@ class Worker:
             leaks=() if snapshot is None else snapshot.restore(),
             notes=tuple(current.notes),
             error=error,
+            stops=stops,
             warnings=tuple(self.warnings.recorded),
             shown=shown.getvalue(),
         )

@@ -223,8 +223,8 @@ class Early:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One rank's end of one item. `error`: it could not be run to its end, and its reports are not all.
-    `refused`: it was not begun, since its faults can't be injected.
+    """One rank's end of one item. `error`: it could not be run to its end, and its reports are not all; with
+    `stops` because the session is to end. `refused`: it was not begun, since its faults can't be injected.
     """
 
     reports: tuple[Mapping[str, Any], ...]
@@ -234,6 +234,7 @@ class Outcome:
     leaks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     error: str | None = None
+    stops: bool = False
     refused: str | None = None
     warnings: tuple[Warned, ...] = ()
     shown: str = ""  # what --setup-show prints
