@@ -128,20 +128,55 @@ def test_all_end_with_the_status_of_the_session(result: Result) -> None:
     assert re.findall(r"exitcode  : (\S+)", result.errors) == ["1", "1", "1"]
 
 
+BODY = """
+def work(rank):
+    if rank == 0:
+        return "first"
+    if rank == 1:
+        return "second"
+    return "third"
+"""
 GREEN = """
+import body
+
 @pytest.mark.ddp
 def test_one(ddp):
     dist.barrier()
+    assert body.work(ddp.rank)
 
 def test_two(): ...
 """
 
 
-def test_what_passes_ends_well(inner: Inner) -> None:
+def test_what_passes_ends_well_and_is_measured_on_all_ranks(inner: Inner) -> None:
+    inner.file(BODY, "body.py", head="")
     inner.file(GREEN)
-    result = inner.finish(inner.start(command=TORCHRUN))
+    measured = ("--cov=body", "--cov-report=term-missing")
+    result = inner.finish(inner.start(*measured, command=TORCHRUN))
     assert (result.status, result.passed) == (0, {"test_one", "test_two"}), result.text + result.errors
+    assert re.search(r"^body\.py +6 +0 +100%", result.text, re.MULTILINE), result.text
     assert "Traceback" not in result.errors
+
+
+FAILS = """
+@pytest.mark.ddp
+def test_fails(ddp):
+    dist.barrier()
+    secret = 40 + ddp.rank
+    assert ddp.rank != 2
+
+@pytest.mark.ddp
+def test_next(ddp): ...
+"""
+
+
+def test_the_debugger_prompts_once_where_a_launched_rank_failed(inner: Inner) -> None:
+    inner.file(FAILS)
+    keys = "printf 'p secret\\nc\\n' | \"$@\""
+    result = inner.finish(inner.start("--pdb", command=TORCHRUN, before=("sh", "-c", keys, "sh")))
+    assert result.ends == {"test_fails": "FAILED", "test_next": "PASSED"}, result.text + result.errors
+    assert "(Pdb) 42" in result.text
+    assert result.text.count("PDB post_mortem") == 1
 
 
 DIES = """
@@ -152,7 +187,7 @@ def test_before(ddp):
 @pytest.mark.ddp
 def test_dies(ddp):
     if ddp.rank == 1:
-        os._exit(3)
+        {end}
     dist.barrier()
 
 @pytest.mark.ddp
@@ -160,11 +195,20 @@ def test_lost(ddp): ...
 """
 
 
-def test_the_end_of_a_launched_rank_is_reported_before_torchrun_ends_all(inner: Inner) -> None:
-    inner.file(DIES)
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        ("os._exit(3)", "rank 1 exited before barrier #0"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "rank 1 died before barrier #0"),
+    ],
+)
+def test_the_end_of_a_launched_rank_is_reported_before_torchrun_ends_all(
+    inner: Inner, end: str, told: str
+) -> None:
+    inner.file(DIES.format(end=end))
     result = inner.finish(inner.start(command=TORCHRUN))
     assert result.ends == {"test_before": "PASSED", "test_dies": "FAILED"}, result.text + result.errors
-    assert result.messages["test_dies"] == "rank 1 exited before barrier #0"
+    assert result.messages["test_dies"] == told
     assert "ended by SIGTERM" in result.text
 
 

@@ -57,6 +57,9 @@ class Launched:
             manager.unregister(reporter)
             manager.register(SilentReporter(reporter), "terminalreporter")
         no_other_clocks(session.config)
+        for name in ("pdbinvoke", "pdbtrace"):  # who has the terminal decides when (`rank/debugging.py`)
+            if manager.hasplugin(name):
+                manager.unregister(name=name)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
