@@ -125,6 +125,9 @@ def run_stage(stage: Stage, environment: Mapping[str, str], *, seconds: float) -
                 step.name for step, process in zip(stage, processes, strict=True) if process.poll() is None
             ]
             print(f"ci/test: the 12 minutes for all steps are over during {', '.join(over)}", flush=True)
+            # Said while they still run: what a step prints when it is ended does not tell why it was late.
+            for line in doing(environment[MARK]):
+                print(f"ci/test:   {line}", flush=True)
         except KeyboardInterrupt:
             early = 130
         statuses = [early if process.poll() is None else process.returncode for process in processes]
@@ -162,6 +165,22 @@ def end_leftovers(mark: str, *, patience: float = 2.0) -> list[str]:
     while left and marked(mark) and time.monotonic() < deadline:  # a kill takes its time
         time.sleep(0.01)
     return [f"{pid} {command}" for pid, command in left.items()]
+
+
+def doing(mark: str) -> list[str]:
+    """A line for each of this run's processes: state, seconds of processor and of life, command line."""
+    ticks, up = os.sysconf("SC_CLK_TCK"), time.clock_gettime(time.CLOCK_BOOTTIME)
+    lines = []
+    for pid, command in sorted(marked(mark).items()):
+        try:
+            text = Path(f"/proc/{pid}/stat").read_text()
+        except OSError:  # ended meanwhile
+            continue
+        fields = text.rpartition(")")[2].split()
+        spent = (int(fields[11]) + int(fields[12])) / ticks
+        lived = up - int(fields[19]) / ticks
+        lines.append(f"{pid} (of {fields[1]}) {fields[0]} {spent:.1f} of {lived:.1f} s: {command[:160]}")
+    return lines
 
 
 def marked(mark: str) -> dict[int, str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -205,6 +206,8 @@ class TestSteps:
         out = capfd.readouterr().out
         assert "are over during a step, a step\n" in out
         assert out.count(": status 124\n") == 2
+        doing = rf"^ci/test:   \d+ \(of {os.getpid()}\) [RSD] [\d.]+ of [\d.]+ s: .*time\.sleep\(600\)$"
+        assert len(re.findall(doing, out, re.MULTILINE)) == 2, out
 
     def test_temporary_files_are_removed(self, capfd: pytest.CaptureFixture[str]) -> None:
         code = "import tempfile; print(tempfile.mkdtemp())"
