@@ -113,7 +113,9 @@ def test_pdb_prompts_where_the_first_rank_failed(inner: Inner) -> None:
         assert "entering PDB" in head
         terminal.type("p secret, ddp.rank, 'told'\n")
         rank = int(re.search(r"\((4[01]), ([01]), 'told'\)", terminal.until(PROMPT))[2])  # type: ignore[index]
-        terminal.type("import time; print('go' + 'ing', flush=True); time.sleep(1000)\n")
+        # Not one long sleep: Python loses a signal that comes when it is about to begin one.
+        naps = "import time; print('go' + 'ing', flush=True)\\nwhile True: time.sleep(0.05)"
+        terminal.type(f'exec("{naps}")\n')
         terminal.until("going")
         terminal.type("\x03")
         assert "KeyboardInterrupt" in terminal.until(PROMPT)
