@@ -40,7 +40,12 @@ RULES = (
     Rule(package="esper.lockstep.proof", may=("esper.lockstep.record", "esper.lockstep.proof")),
     Rule(
         package="esper.lockstep.report",
-        may=("esper.lockstep.record", "esper.lockstep.proof", "esper.lockstep.report"),
+        may=(
+            "esper.lockstep.errors",
+            "esper.lockstep.record",
+            "esper.lockstep.proof",
+            "esper.lockstep.report",
+        ),
     ),
     Rule(package="esper.errors", may=("esper.lockstep", "esper.errors")),
     Rule(package="esper.bits", may=()),

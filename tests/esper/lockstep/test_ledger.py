@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esper.lockstep.errors import LedgerError
+from esper.lockstep.rank.recorder import Recorder
 from esper.lockstep.record.entry import Entry, Flag, Kind, Site, State, Time
 from esper.lockstep.record.ledger import DEFAULT_CAPACITY, HEADER_SIZE, RECORD_SIZE, Ledger, ledger_path
 from esper.lockstep.record.reader import LedgerReader
@@ -324,6 +326,42 @@ def test_it_can_be_read_after_sigkill(tmp_path: Path) -> None:
     (entry,) = reader.new()
     assert (entry.op, entry.sequence, reader.state()) == ("barrier", 4, State.RUNNING)
     reader.close()
+
+
+@pytest.mark.parametrize("run", [b"", b"\0", b"0123456789abcde\0"])
+def test_it_says_which_run_it_is_of(tmp_path: Path, reader: LedgerReader, run: bytes) -> None:
+    before = time.time() - time.monotonic()
+    Ledger(tmp_path, 0, 1, CAPACITY, run=run).close()
+    assert reader.open()
+    assert reader.run == run
+    assert before - 0.1 <= reader.clock_offset <= time.time() - time.monotonic() + 0.1
+
+
+def test_a_run_id_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match=r"run=b'0123456789abcdefg' must be at most 16 bytes"):
+        Ledger(tmp_path, 0, 1, CAPACITY, run=b"0123456789abcdefg")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_heartbeat_is_read_and_lies_beside_everything_else(ledger: Ledger, reader: LedgerReader) -> None:
+    assert reader.heartbeat() == 0.0
+    ledger.set_compiling(True)
+    before = reader.compiled(time.monotonic())[1]
+    begun = time.monotonic()
+    ledger.heartbeat()
+    assert begun <= reader.heartbeat() <= time.monotonic()
+    assert reader.compiled(time.monotonic())[1] == before
+    assert (reader.run, reader.begun()) == (b"", None)
+
+
+def test_who_is_in_a_group_is_known_after_the_ring_has_lost_its_record(
+    ledger: Ledger, reader: LedgerReader
+) -> None:
+    Recorder(ledger).event(Kind.GROUP, group="default", ranks=(0, 1))
+    for sequence in range(2 * CAPACITY):
+        write(ledger, sequence)
+    assert Kind.GROUP not in {entry.kind for entry in reader.new()}
+    assert reader.groups() == {"default": {"ranks": [0, 1]}}
 
 
 def test_what_json_has_no_word_for_is_written_as_its_text(ledger: Ledger, reader: LedgerReader) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from esper.lockstep.frames import INTERNAL, in_stdlib
 from esper.lockstep.record.entry import Kind, Site, State
-from esper.lockstep.record.ledger import Ledger
+from esper.lockstep.record.ledger import GROUP_TEXT, Ledger
 from esper.lockstep.tags import current
 
 _MASK = (1 << 64) - 1
@@ -162,11 +162,14 @@ class Recorder:
         if self._detached:
             return None
         string = self.ledger.string
+        text = json.dumps(detail, default=str) if detail else None
+        if kind is Kind.GROUP:  # the ring overwrites the record, and who is in it must be known after that
+            string((GROUP_TEXT, group, text))
         return self.ledger.append(
             kind,
             group=string(group),
             site=site,
-            detail=string(json.dumps(detail, default=str)) if detail else 0,
+            detail=string(text),
             thread=self.thread(),
         )
 

@@ -28,6 +28,9 @@ MAGIC = b"ESPRLS1\0"
 HEADER_SIZE = 4096
 RECORD_SIZE = 104
 DEFAULT_CAPACITY = 1 << 13
+# What begins the value of a string that no record refers to: it says what a GROUP's record says, as long as
+# the table is there.
+GROUP_TEXT = "group"
 NO_ROOM = 0xFFFFFFFF  # in place of a string's id: the disk had no room for it
 
 # magic, capacity, world size, rank, pid
@@ -40,6 +43,11 @@ COUNT_AT, STATE_AT, THREADS_AT, HEARTBEAT_AT, MAIN_THREAD_AT, BEGUN_AT = 64, 72,
 # whoever reads the first at any moment has the seconds up to then.
 COMPILED = struct.Struct("d")
 COMPILED_AT, COMPILING_AT = 104, 112
+# Which run this is, its length before it. And by how many seconds the machine's clock on the wall was ahead
+# of CLOCK_MONOTONIC when the ledger was opened: ledgers of two machines are brought onto one clock by it.
+RUN = struct.Struct("<17p")
+RUN_AT, CLOCK_AT = 120, 144
+MOST_RUN = 16  # bytes
 U32, F64 = struct.Struct("<I"), struct.Struct("<d")
 # kind group sequence op reduce_op dtype shape site tag detail | root peer | elements digest | issued
 # wait_begun
@@ -67,10 +75,20 @@ class Ledger:
         "capacity", "is_open", "path", "rank", "world_size",
     )  # fmt: skip
 
-    def __init__(self, run_dir: Path, rank: int, world_size: int, capacity: int = DEFAULT_CAPACITY) -> None:
-        """Create the two files, mode 0600. Raises LedgerError when the disk has no room for them."""
+    def __init__(
+        self,
+        run_dir: Path,
+        rank: int,
+        world_size: int,
+        capacity: int = DEFAULT_CAPACITY,
+        *,
+        run: bytes = b"",
+    ) -> None:
+        """Create the two files, mode 0600. Raises LedgerError when the disk has no room for them, or `run` is
+        too long.
+        """
         self._start()
-        self.open(run_dir, rank, world_size, capacity)
+        self.open(run_dir, rank, world_size, capacity, run=run)
 
     @classmethod
     def unopened(cls) -> Ledger:
@@ -92,9 +110,14 @@ class Ledger:
         self._next_id = 1
         self._cut = False
 
-    def open(self, run_dir: Path, rank: int, world_size: int, capacity: int) -> None:
-        """Create the files, once. Raises LedgerError when the disk has no room for them."""
+    def open(self, run_dir: Path, rank: int, world_size: int, capacity: int, *, run: bytes = b"") -> None:
+        """Create the files, once. `run`: the bytes of the run's id, by which a file of another is told.
+
+        Raises LedgerError when the disk has no room for them, or `run` is too long.
+        """
         path = ledger_path(run_dir, rank)
+        if len(run) > MOST_RUN:
+            raise LedgerError(str(path), f"run={run!r} must be at most {MOST_RUN} bytes")
         size = HEADER_SIZE + RECORD_SIZE * capacity
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -114,6 +137,8 @@ class Ledger:
         self._detached = False
         self._table = os.fstat(self._strings)
         IDENTITY.pack_into(self._map, 0, b"\0" * 8, capacity, world_size, rank, os.getpid())
+        RUN.pack_into(self._map, RUN_AT, run)
+        F64.pack_into(self._map, CLOCK_AT, time.time() - time.monotonic())
         self.set_main_thread(threading.get_native_id())
         self.set_state(State.STARTING)
         self.is_open = True

@@ -14,16 +14,22 @@ from esper.lockstep.errors import LedgerError
 from esper.lockstep.record.entry import Entry, Kind, Site, State, Times
 from esper.lockstep.record.ledger import (
     BEGUN_AT,
+    CLOCK_AT,
     COMPILED,
     COMPILED_AT,
     COMPILING_AT,
     COUNT,
     COUNT_AT,
+    F64,
+    GROUP_TEXT,
     HEADER_SIZE,
+    HEARTBEAT_AT,
     IDENTITY,
     MAGIC,
     RECORD,
     RECORD_SIZE,
+    RUN,
+    RUN_AT,
     STATE_AT,
     THREADS_AT,
     TIMES,
@@ -58,6 +64,8 @@ class LedgerReader:
         self.lost = 0  # records that the ring overwrote before they were read
         self.pid = 0
         self.world_size = 0
+        self.run = b""  # the bytes of its run's id; none where it was opened without
+        self.clock_offset = 0.0  # seconds that the rank's clock on the wall was ahead of CLOCK_MONOTONIC
         self._capacity = 0
         self._map: mmap.mmap | None = None
         self._table: int | None = None
@@ -91,6 +99,7 @@ class LedgerReader:
                 raise LedgerError(str(self.path), reason)
             with suppress(FileNotFoundError):  # a ledger without its table: nothing in it is legible
                 self._table = os.open(self.path.with_suffix(".strings"), os.O_RDONLY)
+            (self.run,), (self.clock_offset,) = RUN.unpack_from(view, RUN_AT), F64.unpack_from(view, CLOCK_AT)
             self._map, self._capacity, self.world_size, self.pid = view, capacity, world_size, pid
         finally:
             if self._map is None:
@@ -155,6 +164,15 @@ class LedgerReader:
             self._read_strings()
         return self._strings.get(number)
 
+    def groups(self) -> dict[str, dict[str, Any]]:
+        """What GROUP's records said of each group, also where the ring has overwritten them since."""
+        self._read_strings()
+        found: dict[str, dict[str, Any]] = {}
+        for value in self._strings.values():
+            if isinstance(value, list) and len(value) == 3 and value[0] == GROUP_TEXT:
+                found[value[1]] = json.loads(value[2])
+        return found
+
     def entry(self, number: int) -> Entry:
         """Record `number`, which the ring holds still."""
         assert self._map is not None
@@ -188,6 +206,13 @@ class LedgerReader:
             return 0
         count: int = U32.unpack_from(self._map, THREADS_AT)[0]
         return count
+
+    def heartbeat(self) -> float:
+        """When the rank last said that its program still runs Python code; 0.0: never."""
+        if not self.open() or self._map is None:
+            return 0.0
+        at: float = F64.unpack_from(self._map, HEARTBEAT_AT)[0]
+        return at
 
     def compiled(self, now: float) -> tuple[float, float | None]:
         """How many seconds the rank has compiled until now, and since when it does; None: it does not."""

@@ -11,6 +11,9 @@ from typing import Any
 from esper.lockstep.record.entry import Entry, Site
 
 SCHEMA = "esper.lockstep.report/1"
+VERDICTS = ("clean", "diverged", "failed", "inconclusive")
+# Where a guilty rank may be.
+STATES = ("in_collective", "running", "sleeping", "stopped", "exited", "raised", "killed", "differs")
 # What two calls that meet may have otherwise: `arguments` are those that only this operation has.
 COMPARED = (
     "op",
