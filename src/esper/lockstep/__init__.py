@@ -4,8 +4,9 @@ Importing this package is cheap and does not import torch: `tag` costs nanosecon
 """
 
 from esper.lockstep.asking import ask
-from esper.lockstep.errors import DivergenceError, FieldDifference, LedgerError
+from esper.lockstep.errors import DivergenceError, FieldDifference, LedgerError, LockstepError
 from esper.lockstep.report.diagnosis import Diagnosis, Report
+from esper.lockstep.starting import start, stop
 from esper.lockstep.tags import tag
 from esper.lockstep.waiting import awaiting
 from esper.lockstep.watching import watch
@@ -15,9 +16,12 @@ __all__ = [
     "DivergenceError",
     "FieldDifference",
     "LedgerError",
+    "LockstepError",
     "Report",
     "ask",
     "awaiting",
+    "start",
+    "stop",
     "tag",
     "watch",
 ]

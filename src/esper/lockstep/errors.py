@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from esper.lockstep.report.diagnosis import Diagnosis
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,19 @@ def _restore(
     error = cls.__new__(cls)
     DivergenceError.__init__(error, message, kind=kind, guilty=guilty, fields=fields)
     return error
+
+
+class LockstepError(DivergenceError):
+    """Raised on every rank by the watchdog (`esper.lockstep.start`) in what is stuck: `diagnosis` is what it
+    found.
+    """
+
+    def __init__(self, diagnosis: Diagnosis) -> None:
+        super().__init__(diagnosis.message, kind="watchdog", guilty=diagnosis.guilty)
+        self.diagnosis = diagnosis
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.diagnosis,)
 
 
 class LedgerError(RuntimeError):

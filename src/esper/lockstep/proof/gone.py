@@ -107,6 +107,8 @@ def terminal(
     if seen.ended is None:
         return None
     code, at_end = seen.ended.code, seen.ended.at
+    if code is None:
+        return "exited", at_end, Where("exited", site=last, detail="its process is gone")
     if code >= 0:
         return "exited", at_end, Where("exited", site=last, detail=f"status {code}")
     if excuse and code == SIGABRT and waits.get(rank):

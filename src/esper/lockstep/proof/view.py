@@ -18,11 +18,11 @@ _MOST_APART = 256
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that is gone: `code` as waitpid has it (negative: the signal), `at` in seconds of
-    CLOCK_MONOTONIC.
+    """A process that is gone: `code` as waitpid has it (negative: the signal), None where only its parent
+    was told; `at` in seconds of CLOCK_MONOTONIC.
     """
 
-    code: int
+    code: int | None
     at: float
 
 

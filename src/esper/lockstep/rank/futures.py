@@ -59,9 +59,11 @@ class Futures:
                 ledger.stamp(number, Time.WAIT_BEGUN)
             try:
                 result = wait(future)
-            except BaseException:
+            except BaseException as error:
                 for number in awaited:
                     ledger.stamp(number, Time.WAIT_ENDED, _FAILED)
+                if error.__traceback__ is None or error.__traceback__.tb_next is None:  # from C++
+                    recorder.victim(error)
                 raise
             for number in awaited:
                 ledger.stamp(number, Time.WAIT_ENDED, 0, _FAILED)

@@ -32,6 +32,7 @@ _NAMES = (
     "torch.distributed.Work.is_completed",
     "torch.distributed.Work.wait",
     "torch.distributed.device_mesh.init_process_group",
+    "torch.distributed.distributed_c10d._get_default_store",
     "torch.distributed.distributed_c10d._new_group_with_tag",
     "torch.distributed.distributed_c10d._world",
     "torch.distributed.distributed_c10d._world.pg_map",

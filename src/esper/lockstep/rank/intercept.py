@@ -25,6 +25,18 @@ from esper.lockstep.rank.replicas import Replicas
 from esper.lockstep.rank.works import Works
 
 
+class _Installed:
+    """The one of this process: torch is patched for all of it."""
+
+    interception: Interception | None = None
+
+
+def installed() -> Interception | None:
+    """What records this process; None while nothing does."""
+    found = _Installed.interception
+    return found if found is not None and found.recorder.ledger.is_open else None
+
+
 class Interception:
     """Installed once per process and removed again; what it does while installed is one `Recorder`'s
     business.
@@ -55,6 +67,7 @@ class Interception:
             raise
 
     def _install(self) -> None:
+        _Installed.interception = self
         self.kernels.install()
         self.works.install()
         for holder, name in (
@@ -82,6 +95,8 @@ class Interception:
 
     def uninstall(self) -> None:
         """Put everything back as it was."""
+        if _Installed.interception is self:
+            _Installed.interception = None
         tags.set_recording(False)
         asking.set_asker(None)
         self.compiling.uninstall()

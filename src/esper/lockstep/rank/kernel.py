@@ -23,7 +23,7 @@ from esper.lockstep.rank.interposer import After, Call, Interposer, Peek
 from esper.lockstep.rank.recorder import GroupRecord, Recorder
 from esper.lockstep.rank.replicas import Replicas
 from esper.lockstep.rank.schemas import NOT_COLLECTIVE, OpSchema
-from esper.lockstep.rank.works import Works, mark_victim
+from esper.lockstep.rank.works import Works
 from esper.lockstep.record.entry import Flag, Time
 
 _WAITED, _NATIVE, _UNWINDING = int(Flag.WAITED), int(Flag.NATIVE), int(Flag.UNWINDING)
@@ -134,7 +134,7 @@ class Kernels:
         unbox_group, unbox_work = dist.ProcessGroup.unbox, _unbox_work
         python_api = c10d.__file__
         recorder, groups, works, known_works = self.recorder, self.groups, self.works, self.works.known
-        redispatch, stamp, set_flags = overload.redispatch, recorder.ledger.stamp, recorder.ledger.set_flags
+        redispatch, set_flags = overload.redispatch, recorder.ledger.set_flags
         handled = sys.exception
         op, at_group, at_reduce, at_async, at_root, at_peer, at_data = (
             schema.op,
@@ -203,7 +203,7 @@ class Kernels:
             if schema.blocking:
                 # It sends and receives inside: under the lock a second thread of the group would wait with
                 # it.
-                return _blocking(redispatch, keyset & below, args, stamp, number)
+                return _blocking(redispatch, keyset & below, args, recorder, number)
             boxed = out[1] if schema.tensors_returned else out
             if native:
                 self._follow_native(boxed, None if at_data is None else args[at_data], number)
@@ -240,13 +240,15 @@ class Kernels:
         """A call raised before the backend took it. The next one has its number; a send's or a receive's is
         what a peer's end did.
         """
-        flags = Flag.FAILED
+        flags, peers_doing = Flag.FAILED, False
         if _refused(error) and not record.key.startswith("p2p:"):
             flags |= Flag.REFUSED
             record.next, record.chain = record.next - 1, record.chain_before
         else:
-            mark_victim(error)
+            peers_doing = True
         self.recorder.ledger.stamp(number, Time.WAIT_ENDED, flags, _OFFERED)
+        if peers_doing:
+            self.recorder.victim(error)
 
 
 def _caller() -> tuple[FrameType | None, int | None]:
@@ -261,16 +263,16 @@ def _blocking(
     redispatch: Callable[..., Any],
     keyset: Any,
     args: tuple[Any, ...],
-    stamp: Callable[..., None],
+    recorder: Recorder,
     number: int,
 ) -> Any:
     try:
         out = redispatch(keyset, *args)
     except BaseException as error:
-        stamp(number, Time.WAIT_ENDED, Flag.FAILED)
-        mark_victim(error)
+        recorder.ledger.stamp(number, Time.WAIT_ENDED, Flag.FAILED)
+        recorder.victim(error)
         raise
-    stamp(number, Time.WAIT_ENDED)
+    recorder.ledger.stamp(number, Time.WAIT_ENDED)
     return out
 
 

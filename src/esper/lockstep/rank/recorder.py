@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType, TracebackType
 from typing import Any
@@ -55,6 +56,8 @@ class Recorder:
         self._passing: set[str] = set()
         # Threads of C++ come to run Python, an RPC or what is chained to a future: nobody can count them.
         self.uncounted_threads = False
+        # Told of what a collective raised, where a peer is to blame for it; may raise something better.
+        self.on_victim: Callable[[Exception], None] = lambda error: None
 
     def open(self, run_dir: Path, rank: int, world_size: int, capacity: int) -> None:
         """In a child forked before its rank was known: open the ledger, and forget what was its parent's."""
@@ -172,6 +175,15 @@ class Recorder:
             detail=string(text),
             thread=self.thread(),
         )
+
+    def victim(self, error: BaseException, *, polled: bool = False) -> None:
+        """A collective raised `error`: what a peer did, not this program. Its traceback may end here with a
+        better one, but for a wait with a time-out of its own: a program expects that to fail.
+        """
+        if isinstance(error, Exception):
+            setattr(error, VICTIM, True)
+            if not polled:
+                self.on_victim(error)
 
     def passing(self, error: BaseException) -> str:
         """The exception that is being handled while a call is made, as a detail."""

@@ -11,7 +11,7 @@ from esper.lockstep import waiting
 from esper.lockstep.rank.futures import Futures
 from esper.lockstep.rank.groups import patch
 from esper.lockstep.rank.interposer import After
-from esper.lockstep.rank.recorder import VICTIM, Recorder
+from esper.lockstep.rank.recorder import Recorder
 from esper.lockstep.record.entry import Flag, Time
 
 # Works that nobody waits on are looked through when there are this many.
@@ -82,7 +82,7 @@ class Works:
                 # From C++ the traceback ends here; a signal handler's exception has frames of its own.
                 trace = error.__traceback__
                 if trace is not None and trace.tb_next is None:
-                    mark_victim(error)
+                    recorder.victim(error, polled=bool(args or kwargs))
                 raise
             if after:
                 _follow(after, work)
@@ -153,9 +153,3 @@ def _follow(after: After, work: Any) -> None:
     known = after.pop(id(work), None)
     if known is not None:
         known[1]()
-
-
-def mark_victim(error: BaseException) -> None:
-    """Note on `error` that a collective raised it: what a peer did, not this program."""
-    if isinstance(error, Exception):
-        setattr(error, VICTIM, True)

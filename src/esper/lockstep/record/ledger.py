@@ -48,6 +48,8 @@ COMPILED_AT, COMPILING_AT = 104, 112
 RUN = struct.Struct("<17p")
 RUN_AT, CLOCK_AT = 120, 144
 MOST_RUN = 16  # bytes
+# How many of the live threads are lockstep's own.
+OWN_THREADS_AT = 192
 U32, F64 = struct.Struct("<I"), struct.Struct("<d")
 # kind group sequence op reduce_op dtype shape site tag detail | root peer | elements digest | issued
 # wait_begun
@@ -266,6 +268,10 @@ class Ledger:
     def set_threads(self, count: int) -> None:
         """How many Python threads are alive: with more than the waiting one, a wait cycle is no proof."""
         U32.pack_into(self._map, THREADS_AT, count)
+
+    def set_own_threads(self, count: int) -> None:
+        """How many of the live threads are lockstep's own: none of them issues anything."""
+        U32.pack_into(self._map, OWN_THREADS_AT, count)
 
     def set_main_thread(self, native_id: int) -> None:
         """The kernel's id of the thread that runs the program."""

@@ -8,6 +8,7 @@ import re
 import signal
 import time
 from pathlib import Path
+from typing import Protocol
 
 from esper.lockstep.frames import in_stdlib
 from esper.lockstep.rank.stacks import STACK_SIGNAL
@@ -26,8 +27,39 @@ _WAITS_IN_CPP = (
 _FRAME = re.compile(r'File "(.*?)", line (\d+) in (.*)')
 
 
+class StackRequests(Protocol):
+    """How a rank is asked to append its threads' stacks to its file, that of the asked thread as the current
+    one. Raises OSError where it can't be.
+    """
+
+    within: float  # seconds that an answer may take
+
+    def ask(self, pid: int, thread: int | None) -> None:
+        """Ask a process, on behalf of one of its threads or of whichever takes it."""
+
+
+class BySignal:
+    """By a signal that C code answers, whatever the rank is doing."""
+
+    within = 0.2
+
+    def ask(self, pid: int, thread: int | None) -> None:
+        """Send it."""
+        if thread is None:
+            os.kill(pid, STACK_SIGNAL)
+        else:
+            _signal_thread(pid, thread)
+
+
 def current_line(
-    pid: int, path: Path, internal: tuple[str, ...], within: float, *, wake: bool = True, ask: bool = True
+    pid: int,
+    path: Path,
+    internal: tuple[str, ...],
+    within: float,
+    *,
+    wake: bool = True,
+    ask: bool = True,
+    requests: StackRequests | None = None,
 ) -> tuple[str, Site | None]:
     """(state, innermost line that is the user's) of a living rank; waits `within` seconds at most.
 
@@ -41,7 +73,7 @@ def current_line(
     try:
         before = path.stat().st_size
         if letter not in "Tt":
-            os.kill(pid, STACK_SIGNAL)
+            (requests or BySignal()).ask(pid, None)
         else:
             # To its main thread, which then answers before it does anything else. Sent to the process, a
             # thread of gloo's took it now and then, and the main thread was a line further meanwhile.
@@ -62,17 +94,17 @@ def last_words(path: Path, internal: tuple[str, ...]) -> Site | None:
     return None if at < 0 else _innermost(text[at:], internal)
 
 
-def sleeps_in_torch(pid: int, thread: int, path: Path, within: float) -> bool:
+def sleeps_in_torch(pid: int, thread: int, path: Path, requests: StackRequests) -> bool:
     """Whether the innermost Python frame of this thread is one of torch's from which it waits in C++.
 
     A thread that sleeps in the program's own code will go on.
     """
     try:
         before = path.stat().st_size
-        _signal_thread(pid, thread)
+        requests.ask(pid, thread)
     except OSError:
         return False
-    text = _answer(path, before, within)
+    text = _answer(path, before, requests.within)
     current = text[text.find("Current thread") :] if "Current thread" in text else ""
     frame = _FRAME.search(current)
     return frame is not None and frame[1].endswith(_WAITS_IN_CPP)

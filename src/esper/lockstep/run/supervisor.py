@@ -23,7 +23,7 @@ from esper.lockstep.record.entry import Entry, Kind, Site, Times
 from esper.lockstep.record.reader import LedgerReader
 from esper.lockstep.report.diagnosis import Diagnosis, RankEnd, Report, site_text
 from esper.lockstep.report.message import diagnosis_of
-from esper.lockstep.run.evidence import current_line, last_words, sleeps_in_torch
+from esper.lockstep.run.evidence import BySignal, StackRequests, current_line, last_words, sleeps_in_torch
 from esper.lockstep.run.lateness import LateWatch
 from esper.lockstep.run.natives import NativeCalls
 from esper.lockstep.run.process import (
@@ -45,7 +45,6 @@ _QUIET_PROOF = 0.05
 _POLL, _QUIET_POLL = 0.004, 0.008
 # A thread that computes yields its processor at least this often, and a wait for a lock is shorter.
 _ASLEEP_AFTER = 0.02
-_ANSWER_WITHIN = 0.2
 _LOOK_WITHIN = 0.05
 # A killed process with gigabytes to give back took 70 ms; one that can't end must not hold a verdict up.
 _REAPED_WITHIN = 1.0
@@ -67,11 +66,13 @@ class Supervisor:
         begun: str | None = None,
         internal: tuple[str, ...] = (),
         wake: bool = True,
-        show: Callable[[str], None] = lambda text: None,
+        show: Callable[[str], None] | None = lambda text: None,
+        requests: StackRequests | None = None,
     ) -> None:
         """`begun`: only what ranks record after the BEGIN of that name counts (ranks that live on between
         tests). `wake`: a stopped rank may be continued for its stack, since the run ends at a diagnosis.
-        `show` gets a line for each rank that is late.
+        `show` gets a line for each rank that is late; None: nobody is looked at for that. `requests`: how
+        ranks are asked for their stacks; by default by a signal.
         """
         self.run_dir, self.pids, self.patience = run_dir, list(pids), patience
         self._readers = list(readers or (LedgerReader(run_dir, rank) for rank in range(len(pids))))
@@ -89,7 +90,8 @@ class Supervisor:
         self._compiled: dict[int, tuple[float, float]] = {}
         self._alive_at: dict[int, float] = {}
         self._held_since: float | None = None
-        self._late = LateWatch(self.line_of, show)
+        self._requests = requests or BySignal()
+        self._late = None if show is None else LateWatch(self.line_of, show)
         self.view = View(len(self.pids), self)
         self._quiet = Quiet(self._readers, self.view.matching)
         self._only_time_decides = False
@@ -100,12 +102,13 @@ class Supervisor:
         self.decided_at = 0.0  # CLOCK_MONOTONIC, with the diagnosis
         self.broken: str | None = None  # traceback of our own failure: the run is then inconclusive
 
-    def ended(self, rank: int, code: int) -> None:
-        """The owner of the processes has reaped `rank`; `code` as waitpid has it."""
+    def ended(self, rank: int, code: int | None) -> None:
+        """`rank` has been reaped; `code` as waitpid has it, None where nobody here was told."""
         now = time.monotonic()
         self._guarded(self.read)  # what it wrote last was before its end
         # A kill is noticed after its peers have noticed it, but it was not before the last look.
-        self.view.ranks[rank].ended = Ended(code, self._alive_at.get(rank, now) if code < 0 else now)
+        killed = code is not None and code < 0
+        self.view.ranks[rank].ended = Ended(code, self._alive_at.get(rank, now) if killed else now)
         self._next_proof = 0.0
 
     def poll(self, *, final: bool = False) -> Diagnosis | None:
@@ -145,7 +148,7 @@ class Supervisor:
         self._next_proof = now + (_QUIET_PROOF if quiet else _IDLE_PROOF)
         self._look(now)
         finding = prove(self.view, now, self.patience, final=final)
-        if finding is None and not moved and not final:
+        if self._late is not None and finding is None and not moved and not final:
             self._late.follow(late(self.view, self.view.waits(), now), now)
         if (
             finding is None
@@ -278,14 +281,8 @@ class Supervisor:
             if where is not None and where.state == "killed":
                 guilty[rank] = self._last_seen(rank, where)
             if where is None or (where.state == "running" and where.site is None):
-                name, site = current_line(
-                    self.pids[rank],
-                    stack_path(self.run_dir, rank),
-                    self._internal,
-                    _ANSWER_WITHIN,
-                    wake=wake,
-                    ask=wake or self._may_be_asked(rank),
-                )
+                ask = wake or self._may_be_asked(rank)
+                name, site = self._line(rank, self._requests.within, wake=wake, ask=ask)
                 last = self.view.ranks[rank].last
                 guilty[rank] = Where(
                     name, site=site or (last.site if last else None), detail=self._compiling(rank)
@@ -300,7 +297,8 @@ class Supervisor:
 
     def _last_seen(self, rank: int, where: Where) -> Where:
         """A killed rank can't be asked any more; if it was late before, it was looked at then."""
-        seen, look = self.view.ranks[rank], self._late.last_look(rank)
+        seen = self.view.ranks[rank]
+        look = None if self._late is None else self._late.last_look(rank)
         died_at = last_words(stack_path(self.run_dir, rank), self._internal)
         if died_at is not None:
             return replace(where, site=died_at)
@@ -313,10 +311,13 @@ class Supervisor:
         """State and line of a living rank that may be healthy: never woken. Waits `within` seconds for its
         answer, hardly at all unless told otherwise, since a proof about others may be due.
         """
-        path = stack_path(self.run_dir, rank)
         ask = self._may_be_asked(rank)
-        name, site = current_line(self.pids[rank], path, self._internal, within, wake=False, ask=ask)
+        name, site = self._line(rank, within, wake=False, ask=ask)
         return name if ask or name == "stopped" else "compiling", site
+
+    def _line(self, rank: int, within: float, *, wake: bool, ask: bool) -> tuple[str, Site | None]:
+        path, pid = stack_path(self.run_dir, rank), self.pids[rank]
+        return current_line(pid, path, self._internal, within, wake=wake, ask=ask, requests=self._requests)
 
     def _may_be_asked(self, rank: int) -> bool:
         """Whether its line is worth a signal while the run goes on. CPython 3.11 dies of one in some 10,000
@@ -369,7 +370,7 @@ class Supervisor:
         asked = self._in_torch.get((entry.rank, thread))
         if asked is None or asked[0] != context_switches(pid, thread):
             path = stack_path(self.run_dir, entry.rank)
-            answer = sleeps_in_torch(pid, thread, path, _ANSWER_WITHIN)
+            answer = sleeps_in_torch(pid, thread, path, self._requests)
             asked = self._in_torch[entry.rank, thread] = context_switches(pid, thread), answer
             self._sleep.asleep(pid, thread)
         return asked[1]

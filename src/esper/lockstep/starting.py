@@ -1,0 +1,42 @@
+"""The watchdog of a training program: one line, and a stuck job says why and ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from esper.lockstep.watchdog.watchdog import Watchdog
+
+PATIENCE = 300.0
+
+
+def start(patience: float = PATIENCE, action: str = "raise", run_dir: str | Path | None = None) -> Watchdog:
+    """Watch this job from now on. Call it on every rank at the same place, right after
+    `init_process_group`.
+
+    Where a collective can never complete, all ranks learn of it within seconds: one of them prints the
+    sentence that names the guilty rank and the lines on both sides, and each raises `LockstepError` where it
+    is stuck (`action="raise"`) or ends with status 3 (`action="exit"`). What can't be proved, a rank that is
+    only late, is judged after `patience` seconds. Ledgers and stacks go to a folder of their own in
+    `run_dir`, where they stay for `python -m esper.lockstep explain`; without it into memory, where they
+    stay only after a verdict.
+
+    What keeps it from watching (no group, no room in `run_dir`, it watches already, ...) is said in one
+    sentence on stderr, and the program runs on. Raises ValueError for another action, and TypeError for a
+    patience that is no number.
+    """
+    from esper.lockstep.watchdog.watchdog import start as begin
+
+    return begin(patience, action, None if run_dir is None else Path(run_dir))
+
+
+def stop() -> None:
+    """Stop watching, on this rank; nothing where nobody watches. Its end is not a program's end: call it on
+    every rank.
+    """
+    import sys
+
+    module = sys.modules.get("esper.lockstep.watchdog.watchdog")
+    if module is not None:
+        module.stop()

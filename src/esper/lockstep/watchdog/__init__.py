@@ -1,0 +1,1 @@
+"""In a rank of a job that nobody watches from outside: a thread that does."""

@@ -1,0 +1,236 @@
+"""Brings a verdict to the thread that is stuck: what it waits in fails, and it raises LockstepError.
+
+A thread in C++ is woken by the end of its connections, the main thread in Python by a signal's handler, so
+also out of a lock, a sleep, a queue or a loop. What is raised by a peer's end, before there is a verdict, is
+held back for a moment: the verdict says more.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch.autograd
+from torch.distributed import distributed_c10d as c10d
+
+from esper.lockstep.errors import LockstepError
+from esper.lockstep.rank.groups import patch
+from esper.lockstep.rank.recorder import Recorder, is_victim
+from esper.lockstep.record.entry import Flag, Kind, Times
+from esper.lockstep.record.reader import LedgerReader
+from esper.lockstep.report.diagnosis import Diagnosis
+
+# A peer's end is seen here within milliseconds, by the watchdog that leads within a look of its own, by the
+# others within another, and then all raise.
+_VERDICT_WITHIN = 2.5
+# What has raised is not ended by whoever started it before the others could say what they wait for.
+_OTHERS_SAY_WITHIN = 0.7
+# Records to look at for what a rank waits in: nobody has more open calls than that.
+_OPEN = 256
+_STORE_WAITS = ("get", "multi_get", "wait", "barrier", "queue_pop")
+
+
+class Raiser:
+    """What this process does about a verdict with `action="raise"`."""
+
+    def __init__(self, recorder: Recorder, reader: LedgerReader) -> None:
+        """`reader`: of this rank's own ledger."""
+        self._recorder, self._reader = recorder, reader
+        self.diagnosis: Diagnosis | None = None
+        self.raised = threading.Event()
+        self.alert: Callable[[], None] = lambda: None  # tells the watchdog that something has failed here
+        self._known = threading.Event()
+        self._signal: int | None = None
+        self._held: BaseException | None = None  # what was last held back in vain
+        self._main = threading.main_thread()
+        self._undo: list[Callable[[], None]] = []
+
+    def install(self) -> None:
+        """From now on what a collective raises may become LockstepError, and the main thread can be reached,
+        if it is the one that calls this.
+        """
+        self._recorder.on_victim = self._instead_of
+        self._undo.append(lambda: setattr(self._recorder, "on_victim", lambda error: None))
+        self._see_backward()
+        self._see_store()
+        self._see_ends()
+        if threading.current_thread() is self._main:
+            self._take_signal()
+
+    def uninstall(self) -> None:
+        """Put everything back, where nobody else has put something on top of it."""
+        self._known.set()  # nothing will come
+        while self._undo:
+            self._undo.pop()()
+
+    def know(self, diagnosis: Diagnosis) -> None:
+        """The verdict is there: what fails from now on fails for it."""
+        self.diagnosis = diagnosis
+        self._known.set()
+
+    def waiting_threads(self) -> set[int]:
+        """The kernel's ids of the threads that wait in a collective now."""
+        last, waits = self._open_calls()
+        return {
+            times.thread
+            for number, times in waits.items()
+            if not times.done and (not times.flags & Flag.NATIVE or last[times.thread] == number)
+        }
+
+    def _open_calls(self) -> tuple[dict[int, int], dict[int, Times]]:
+        """The last call of each thread, and all that are waited for."""
+        last: dict[int, int] = {}
+        waits: dict[int, Times] = {}
+        for number, kind, times in self._reader.since(self._reader.written() - _OPEN):
+            if kind != Kind.COLLECTIVE:
+                continue
+            last[times.thread] = number
+            waited = times.flags & Flag.WAITED or times.wait_begun
+            inside = times.wait_ended == 0.0 or times.wait_begun > times.wait_ended
+            if waited and inside:
+                waits[number] = times
+        return last, waits
+
+    def _from_collective(self, error: BaseException) -> bool:
+        """Whether this thread's last call is one from C++, whose end nobody sees, and `error` may be that."""
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        own = trace is not None and not self._recorder.is_internal(trace.tb_frame.f_code.co_filename)
+        if own or not isinstance(error, RuntimeError):
+            return False
+        last, waits = self._open_calls()
+        times = waits.get(last.get(threading.get_native_id(), -1))
+        return times is not None and bool(times.flags & Flag.NATIVE)
+
+    def signal_main(self) -> None:
+        """Have the main thread raise at its next instruction of Python, or out of what it sleeps in."""
+        if self._signal is not None and self._main.ident is not None:
+            with suppress(ProcessLookupError):
+                signal.pthread_kill(self._main.ident, self._signal)
+
+    def error(self) -> LockstepError | None:
+        """What to raise; None while there is no verdict."""
+        return None if self.diagnosis is None else LockstepError(self.diagnosis)
+
+    def _instead_of(self, cause: BaseException, within: float = _VERDICT_WITHIN) -> None:
+        """Raise LockstepError for what a collective raised, if a verdict is there or comes at once."""
+        self.alert()
+        self._known.wait(within if self._held is not cause else 0.0)
+        self._held = cause
+        if (error := self.error()) is not None:
+            self.raised.set()
+            raise error from cause
+
+    def _take_signal(self) -> None:
+        free = (
+            number
+            for number in range(signal.SIGRTMIN + 8, signal.SIGRTMAX)
+            if signal.getsignal(number) == signal.SIG_DFL
+        )
+        number = next(free, None)
+        if number is None:
+            return
+
+        def handler(number: int, frame: FrameType | None) -> None:
+            if (error := self.error()) is not None and not self.raised.is_set():
+                self.raised.set()
+                raise error
+
+        signal.signal(number, handler)
+        self._signal = number
+
+        def give_back() -> None:
+            self._signal = None
+            if threading.current_thread() is self._main and signal.getsignal(number) is handler:
+                signal.signal(number, signal.SIG_DFL)
+
+        self._undo.append(give_back)
+
+    def _see_backward(self) -> None:
+        """What the reducer's collectives raise comes out of autograd, with no frame of ours on its way."""
+        engine = getattr(torch.autograd.graph, "_engine_run_backward", None)
+        if engine is None:
+            return
+
+        def run_backward(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return engine(*args, **kwargs)
+            except RuntimeError as error:
+                if isinstance(error, LockstepError):
+                    raise
+                if self._from_collective(error):
+                    self._recorder.victim(error)
+                raise
+
+        for holder in (torch.autograd.graph, torch.autograd):
+            if getattr(holder, "_engine_run_backward", None) is engine:
+                self._undo.append(patch(holder, "_engine_run_backward", run_backward))
+
+    def _see_store(self) -> None:
+        """A wait in the store ends with its connection; until there is a verdict its errors are its own."""
+
+        def seeing(original: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                try:
+                    return original(*args, **kwargs)
+                except RuntimeError as error:
+                    if self.diagnosis is not None:
+                        self._instead_of(error)
+                    raise
+
+            return call
+
+        for name in _STORE_WAITS:
+            if name in vars(c10d.Store):
+                self._undo.append(patch(c10d.Store, name, seeing(getattr(c10d.Store, name))))
+
+    def _see_ends(self) -> None:
+        """An exception that leaves the program is this rank's end, which others may wait for; one that came
+        out of C++ past all of ours becomes what it should have been.
+        """
+        outer, outer_thread = sys.excepthook, threading.excepthook
+
+        def leaving(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+            if issubclass(kind, KeyboardInterrupt) or isinstance(error, LockstepError):
+                outer(kind, error, trace)
+                return
+            if is_victim(error) or self._from_collective(error):
+                better = self._better(error)
+                outer(type(better), better, better.__traceback__)
+                return
+            self._recorder.raised(error)
+            outer(kind, error, trace)
+            self._known.wait(_OTHERS_SAY_WITHIN)
+
+        def thread_leaving(args: threading.ExceptHookArgs) -> None:
+            error = args.exc_value
+            if error is None or isinstance(error, LockstepError) or self.diagnosis is None:
+                outer_thread(args)
+                return
+            better = self._better(error)
+            outer_thread(threading.ExceptHookArgs((type(better), better, better.__traceback__, args.thread)))
+
+        for holder, present, ours in (
+            (sys, outer, leaving),
+            (threading, outer_thread, thread_leaving),
+        ):
+            holder.excepthook = ours  # type: ignore[attr-defined]
+
+            def put_back(holder: Any = holder, present: Any = present, ours: Any = ours) -> None:
+                if holder.excepthook is ours:
+                    holder.excepthook = present
+
+            self._undo.append(put_back)
+
+    def _better(self, error: BaseException) -> BaseException:
+        try:
+            self._instead_of(error)
+        except LockstepError as better:
+            return better.with_traceback(error.__traceback__)
+        return error

@@ -1,0 +1,97 @@
+"""The connections of this process to other ranks, and their end: what a thread that waits in gloo wakes of.
+
+Nothing of torch's interrupts it: not abort, not shutdown, not a time-out that is set later. Shut down, and
+not closed, since gloo polls their numbers; and only those that are connected, since it aborts at a listener's
+end.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+
+_Endpoint = tuple[bytes, int]  # address as the kernel has it, port
+_INODE = re.compile(r"socket:\[(\d+)\]")
+_ESTABLISHED = "01"
+_FAMILIES = {"tcp": socket.AF_INET, "tcp6": socket.AF_INET6}
+
+
+def shut_connections_to(pids: Iterable[int], ports: Iterable[int] = ()) -> int:
+    """Shut every connection of this process to a socket of one of those processes on this host, or to one of
+    these ports of any; how many there were.
+    """
+    theirs = {endpoint for pid in pids for endpoint in _endpoints(pid)}
+    wanted = set(ports)
+    shut = 0
+    for number in _numbers(os.getpid()):
+        with suppress(OSError), _stream(number) as connection:
+            if connection is None:
+                continue
+            address, port = connection.getpeername()[:2]
+            if (_packed(address), port) in theirs or port in wanted:
+                connection.shutdown(socket.SHUT_RDWR)
+                shut += 1
+    return shut
+
+
+@contextmanager
+def _stream(number: int) -> Iterator[socket.socket | None]:
+    """A file of this process as a TCP socket, by a number of its own; None where it is something else."""
+    copy = os.dup(number)
+    try:
+        connection = socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        yield None
+        return
+    with connection:
+        stream = connection.type == socket.SOCK_STREAM and connection.family in _FAMILIES.values()
+        yield connection if stream else None
+
+
+def _endpoints(pid: int) -> Iterator[_Endpoint]:
+    """The local ends of the connections of one process."""
+    own = set()
+    for number in _numbers(pid):
+        with suppress(OSError):
+            match = _INODE.fullmatch(os.readlink(f"/proc/{pid}/fd/{number}"))
+            if match is not None:
+                own.add(match[1])
+    for name, family in _FAMILIES.items():
+        try:
+            with open(f"/proc/{pid}/net/{name}") as file:
+                rows = [line.split() for line in file][1:]
+        except OSError:
+            continue
+        for row in rows:
+            if row[3] == _ESTABLISHED and row[9] in own:
+                address, _, port = row[1].partition(":")
+                yield _from_proc(address, family), int(port, 16)
+
+
+def _numbers(pid: int) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/fd")]
+    except OSError:  # gone, or another user's
+        return []
+
+
+def _from_proc(text: str, family: int) -> bytes:
+    # Words of 32 bits, each in the machine's order.
+    words = bytes.fromhex(text)
+    packed = b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
+    return _plain(packed)
+
+
+def _packed(address: str) -> bytes:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return _plain(socket.inet_pton(family, address.partition("%")[0]))
+
+
+def _plain(packed: bytes) -> bytes:
+    """An IPv4 address in IPv6's clothes is the same address."""
+    mapped = b"\0" * 10 + b"\xff\xff"
+    return packed.removeprefix(mapped) if len(packed) == 16 and packed.startswith(mapped) else packed

@@ -1,0 +1,250 @@
+"""The thread that watches: it beats, looks, and acts on a verdict."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from pathlib import Path
+from selectors import EVENT_READ, EpollSelector
+from typing import NoReturn
+
+from esper.lockstep.errors import LedgerError
+from esper.lockstep.proof.finding import Patience, ranks_text
+from esper.lockstep.record.ledger import Ledger
+from esper.lockstep.record.manifest import Manifest, Waits
+from esper.lockstep.report.diagnosis import Diagnosis
+from esper.lockstep.report.verdict import read_report, write_report
+from esper.lockstep.watchdog.folder import Word, tell, told
+from esper.lockstep.watchdog.hostwatch import BEAT, HostWatch
+from esper.lockstep.watchdog.meeting import Meeting, Member
+from esper.lockstep.watchdog.raising import Raiser
+from esper.lockstep.watchdog.requests import answer, write_stacks
+from esper.lockstep.watchdog.sockets import shut_connections_to
+
+# Seconds between two looks once something has failed, and for how long.
+_ALERT, _ALERT_LASTS = 0.005, 3.0
+STATUS = 3  # as that of `python -m esper.lockstep run`
+# What nothing can be raised in by then is ended.
+_RAISED_WITHIN = 10.0
+# A thread that has not raised by then waits in the store, say, and not in gloo.
+_NEXT_MEANS_AFTER = 0.5
+_FLUSHED_WITHIN = 1.0
+# Each looks for a verdict once a beat.
+_ALL_KNOW_WITHIN, _BETWEEN_QUESTIONS = 2 * BEAT, 0.005
+
+
+class WatchThread(threading.Thread):
+    """One rank's."""
+
+    def __init__(
+        self, meeting: Meeting, folder: Path, ledger: Ledger, patience: float, raiser: Raiser | None
+    ) -> None:
+        """`raiser`: None where a verdict is to end the process."""
+        super().__init__(name="esper.lockstep watchdog", daemon=True)
+        self._meeting, self._folder, self._ledger = meeting, folder, ledger
+        self._patience, self._raiser = patience, raiser
+        self._stopping = threading.Event()
+        self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._watch: HostWatch | None = None
+        self._members: Sequence[Member] = ()
+        self._began = time.monotonic()
+        self._told_who_lacks = False
+        self._forked = False
+        self._alert_until = 0.0
+        self.found = False  # a verdict
+
+    def run(self) -> None:
+        """Until a verdict, a failure of our own, or `stop`."""
+        try:
+            with EpollSelector() as selector:
+                selector.register(self._wake, EVENT_READ)
+                while not self._stopping.is_set():
+                    self._ledger.heartbeat()
+                    answer(self._folder, self._ledger.rank)
+                    diagnosis = self._verdict() or self._look(selector)
+                    if diagnosis is not None:
+                        self._act(diagnosis)
+                        return
+                    selector.select(_ALERT if time.monotonic() < self._alert_until else BEAT)
+                    self._clear_alarm()
+        except Exception as error:  # noqa: BLE001  a watchdog that fails must not end what it watches
+            self._say(f"not watching any more: lockstep itself failed ({type(error).__name__}: {error})")
+        finally:
+            if self._watch is not None:
+                self._watch.close()
+
+    def alert(self) -> None:
+        """Something has failed in this rank: the verdict will come soon, or be found soon."""
+        if not self._stopping.is_set():
+            self._alert_until = time.monotonic() + _ALERT_LASTS
+            with suppress(OSError):  # full: it is awake
+                os.write(self._waker, b".")
+
+    def stop(self) -> None:
+        """End it, from another thread, at once."""
+        if self._stopping.is_set() or self._forked:
+            return
+        self._stopping.set()
+        with suppress(OSError):
+            os.write(self._waker, b".")
+        if threading.current_thread() is not self:
+            self.join()
+        os.close(self._wake)
+        os.close(self._waker)
+
+    def forget(self) -> None:
+        """In a forked child, in which there is no such thread."""
+        self._forked = True
+
+    def all_have_left(self) -> bool:
+        """Whether every other rank of this host is gone, or watches no more: nobody needs the folder."""
+        return self._meeting.complete and all(
+            told(self._folder, member.rank, Word.LEFT) or not os.path.exists(f"/proc/{member.pid}")
+            for member in self._members
+        )
+
+    def _clear_alarm(self) -> None:
+        with suppress(BlockingIOError):
+            os.read(self._wake, 1 << 12)
+
+    def _look(self, selector: EpollSelector) -> Diagnosis | None:
+        if self._watch is None:
+            if not self._all_have_come():
+                return None
+            self._note_who_watches()
+            self._watch = HostWatch(
+                self._folder,
+                self._ledger.path.parent,
+                self._ledger.rank,
+                self._members,
+                self._patience,
+                selector,
+            )
+        found = self._watch.look()
+        if self._watch.saw_an_end:
+            self._alert_until = time.monotonic() + _ALERT_LASTS
+        if self._watch.broken is not None:
+            raise RuntimeError(self._watch.broken.rstrip().rpartition("\n")[2])
+        if found is None:
+            return None
+        try:
+            first = write_report(self._folder, self._watch.report())
+        except LedgerError as error:  # the others can't be told, but what fails for them then they see
+            self._say(f"{found.message}\n  no evidence: {error}")
+            return found
+        if not first:
+            return self._verdict() or found
+        self._say(f"{found.message}\n  evidence: python -m esper.lockstep explain {self._folder}")
+        return found
+
+    def _verdict(self) -> Diagnosis | None:
+        report = read_report(self._folder)
+        return report.diagnoses[0] if report is not None and report.diagnoses else None
+
+    def _all_have_come(self) -> bool:
+        self._members = self._meeting.members()
+        if self._meeting.complete:
+            self._agree()
+            return True
+        if not self._told_who_lacks and time.monotonic() - self._began > self._patience:
+            self._told_who_lacks = True
+            present = {member.rank for member in self._members}
+            lacking = ranks_text(set(range(self._meeting.world_size)) - present)
+            if self._ledger.rank == min(present):
+                self._say(
+                    f"not watching yet: {lacking} did not call lockstep.start() in {self._patience:g} s"
+                )
+        return False
+
+    def _note_who_watches(self) -> None:
+        manifest = Manifest(
+            run=self._meeting.run,
+            world_size=self._meeting.world_size,
+            started=time.time(),
+            patience=Waits(self._patience, self._patience, Patience.compiling),
+            hosts={member.rank: member.host_name for member in self._members},
+        )
+        with suppress(LedgerError):  # no room: a post-mortem asks the ledgers
+            manifest.write(self._folder)
+
+    def _agree(self) -> None:
+        """Raises RuntimeError where ranks began to count at different places: they would seem to differ."""
+        first = self._members[0]
+        for other in self._members[1:]:
+            for group in first.positions.keys() & other.positions.keys():
+                if first.positions[group] != other.positions[group]:
+                    raise RuntimeError(
+                        f"lockstep.start() was called after {first.positions[group]} collectives on rank "
+                        f"{first.rank} and after {other.positions[group]} on rank {other.rank}; it "
+                        "belongs at the same place on every rank"
+                    )
+
+    def _act(self, diagnosis: Diagnosis) -> None:
+        self.found = True
+        with suppress(OSError):
+            write_stacks(self._folder, self._ledger.rank, None)
+        raiser, rank = self._raiser, self._ledger.rank
+        if raiser is None:
+            tell(self._folder, rank, Word.KNOWS)
+            self._await_others()
+            self._end()
+        stuck = raiser.waiting_threads()
+        # Who is elsewhere takes longer to reach; the others wait for that.
+        if stuck:
+            tell(self._folder, rank, Word.KNOWS)
+            self._await_others()
+        raiser.know(diagnosis)
+        self._raise(raiser, stuck)
+        tell(self._folder, rank, Word.KNOWS)
+
+    def _await_others(self) -> None:
+        """Whoever started the ranks ends all of them once one has ended: each is to say it before that."""
+        end = time.monotonic() + _ALL_KNOW_WITHIN
+        while time.monotonic() < end and not self._stopping.is_set():
+            watching = [member.rank for member in self._members if self._watches(member.rank)]
+            if all(told(self._folder, rank, Word.KNOWS) for rank in watching):
+                return
+            time.sleep(_BETWEEN_QUESTIONS)
+
+    def _watches(self, rank: int) -> bool:
+        return rank == self._ledger.rank or (self._watch is not None and self._watch.beats(rank))
+
+    def _raise(self, raiser: Raiser, stuck: Collection[int]) -> None:
+        main = threading.main_thread().native_id
+        peers = [member.pid for member in self._members if member.pid != os.getpid()]
+        end = time.monotonic() + _RAISED_WITHIN
+        ports: Sequence[int] = ()
+        wait = _NEXT_MEANS_AFTER if stuck else _ALERT
+        while not raiser.raised.is_set() and not self._stopping.is_set():
+            shut_connections_to(peers, ports)
+            # In a collective it raises by itself then; in the midst of torch a handler would.
+            if not stuck or (ports and main in stuck):
+                raiser.signal_main()
+            if raiser.raised.wait(wait):
+                return
+            wait, ports = _NEXT_MEANS_AFTER, self._meeting.store_ports()
+            if time.monotonic() > end:
+                self._say(f"rank {self._ledger.rank} can't be made to raise, so it ends")
+                self._end()
+
+    def _end(self) -> NoReturn:
+        # Whoever is stuck may hold the lock of a stream.
+        flushing = threading.Thread(target=_flush, daemon=True)
+        flushing.start()
+        flushing.join(_FLUSHED_WITHIN)
+        os._exit(STATUS)
+
+    def _say(self, text: str) -> None:
+        # Past Python's stream, whose lock the thread that is stuck may hold.
+        with suppress(OSError):
+            os.write(2, f"lockstep: {text}\n".encode(errors="backslashreplace"))
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()

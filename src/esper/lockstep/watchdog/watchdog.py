@@ -1,0 +1,182 @@
+"""The watchdog of this process: what `lockstep.start` makes."""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import os
+import sys
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+import torch.distributed as dist
+
+from esper.lockstep.errors import InterceptionUnavailable, LedgerError, StartError
+from esper.lockstep.rank.hooks import check_hooks
+from esper.lockstep.rank.intercept import Interception, installed
+from esper.lockstep.rank.recorder import Recorder
+from esper.lockstep.rank.stacks import STACK_SIGNAL, answer_stack_requests
+from esper.lockstep.record.entry import State
+from esper.lockstep.record.ledger import Ledger
+from esper.lockstep.record.reader import LedgerReader
+from esper.lockstep.watchdog.folder import Word, make_folder, remove_folder, tell
+from esper.lockstep.watchdog.hostwatch import BEAT
+from esper.lockstep.watchdog.meeting import Meeting, this_member
+from esper.lockstep.watchdog.raising import Raiser
+from esper.lockstep.watchdog.thread import WatchThread
+
+ACTIONS = ("raise", "exit")
+
+
+class _Process:
+    """What there is once in a process, as torch's groups and its hooks are."""
+
+    watchdog: Watchdog | None = None
+    meetings = 0
+
+
+_process = _Process()
+
+
+class Watchdog:
+    """Watches until `stop`, or until the process ends. `with lockstep.start(): ...` stops at the end."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], object]] = []
+        self._thread: WatchThread | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether it watches: False where something kept it from that, and after its verdict or `stop`."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def begin(self, patience: float, action: str, run_dir: Path | None) -> None:
+        """Raises StartError, LedgerError or InterceptionUnavailable, and has then left nothing behind."""
+        meeting = Meeting(_process.meetings)
+        _process.meetings += 1
+        if meeting.world_size == 1:
+            return  # it waits for nobody
+        try:
+            self._begin(meeting, patience, action, run_dir)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _begin(self, meeting: Meeting, patience: float, action: str, run_dir: Path | None) -> None:
+        restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        folder = make_folder(run_dir, meeting.run, restart)
+        interception = installed()
+        if interception is None:
+            interception = self._record(folder, meeting)
+        recorder = interception.recorder
+        ledger = recorder.ledger
+        if (ledger.rank, ledger.world_size) != (meeting.rank, meeting.world_size):
+            raise StartError(
+                f"rank {meeting.rank} of {meeting.world_size}",
+                f"it is recorded as rank {ledger.rank} of {ledger.world_size}",
+            )
+        reader = LedgerReader(ledger.path.parent, ledger.rank)
+        reader.open()
+        self._undo.append(reader.close)
+        raiser = Raiser(recorder, reader) if action == "raise" else None
+        if raiser is not None:
+            raiser.install()
+            self._undo.append(raiser.uninstall)
+        ledger.set_own_threads(1)
+        ledger.heartbeat()
+        self._undo.append(lambda: ledger.set_own_threads(0))
+        meeting.enter(this_member(meeting.rank))
+        thread = self._thread = WatchThread(meeting, folder, ledger, patience, raiser)
+        if raiser is not None:
+            raiser.alert = thread.alert
+        thread.start()
+        this = weakref.ref(thread)
+
+        def forked() -> None:
+            if (one := this()) is not None:
+                one.forget()
+
+        os.register_at_fork(after_in_child=forked)
+
+        def leave() -> None:
+            thread.stop()
+            tell(folder, meeting.rank, Word.LEFT)
+            if run_dir is None and not thread.found and thread.all_have_left():
+                remove_folder(folder)
+
+        self._undo.append(leave)
+        atexit.register(self._at_exit)
+        self._undo.append(partial(atexit.unregister, self._at_exit))
+
+    def _record(self, folder: Path, meeting: Meeting) -> Interception:
+        check_hooks()
+        run = bytes.fromhex(meeting.run)
+        ledger = Ledger(folder, meeting.rank, meeting.world_size, run=run)
+        self._undo.append(ledger.detach)
+        answer_stack_requests(folder, meeting.rank)
+        self._undo.append(partial(faulthandler.unregister, STACK_SIGNAL))
+        interception = Interception(Recorder(ledger))
+        interception.install()
+        self._undo.append(interception.uninstall)
+        this = weakref.ref(interception)
+
+        def forked() -> None:
+            if (one := this()) is not None:
+                one.detach()
+
+        os.register_at_fork(after_in_child=forked)
+        interception.begin("job")
+        self._undo.append(lambda: ledger.set_state(State.OVER))
+        return interception
+
+    def stop(self) -> None:
+        """Stop watching and recording on this rank; once."""
+        while self._undo:
+            self._undo.pop()()
+        self._thread = None
+        if _process.watchdog is self:
+            _process.watchdog = None
+
+    def _at_exit(self) -> None:
+        """The interpreter goes: the thread must be gone before it does. What it recorded stays as it is."""
+        self.stop()
+
+    def __enter__(self) -> Watchdog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def start(patience: float, action: str, run_dir: Path | None) -> Watchdog:
+    """As `esper.lockstep.start`."""
+    if action not in ACTIONS:
+        raise ValueError(f"lockstep.start(action={action!r}): it is one of {', '.join(map(repr, ACTIONS))}")
+    if isinstance(patience, bool) or not isinstance(patience, int | float):
+        raise TypeError(f"lockstep.start(patience={patience!r}): it is a number of seconds")
+    watchdog = Watchdog()
+    try:
+        present = _process.watchdog
+        if present is not None and present.running:
+            raise StartError("lockstep.start()", "it has been called before, and watches already")
+        if not patience >= 2 * BEAT:
+            raise StartError(f"patience={patience!r}", f"it is at least two heartbeats, {2 * BEAT:g} s")
+        watchdog.begin(float(patience), action, run_dir)
+        _process.watchdog = watchdog
+    except (StartError, LedgerError, InterceptionUnavailable) as error:
+        rank = f"rank {dist.get_rank()}: " if dist.is_available() and dist.is_initialized() else ""
+        with suppress(OSError):
+            sys.stderr.write(f"lockstep: {rank}not watching: {error}\n")
+    return watchdog
+
+
+def stop() -> None:
+    """As `esper.lockstep.stop`."""
+    if _process.watchdog is not None:
+        _process.watchdog.stop()
