@@ -47,6 +47,16 @@ RULES = (
             "esper.lockstep.report",
         ),
     ),
+    Rule(
+        package="esper.lockstep.postmortem",
+        may=(
+            *(f"esper.lockstep.{room}" for room in ("errors", "frames", "record", "proof", "report")),
+            "esper.lockstep.rank.stacks",
+            "esper.lockstep.run.apart",
+            "esper.lockstep.run.evidence",
+            "esper.lockstep.postmortem",
+        ),
+    ),
     Rule(package="esper.errors", may=("esper.lockstep", "esper.errors")),
     Rule(package="esper.bits", may=()),
     Rule(package="esper.checks", may=GROUND),

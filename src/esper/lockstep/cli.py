@@ -19,13 +19,15 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, run, print the sentence, exit: 0 clean, 3 diverged, 4 inconclusive, 2 wrong usage, otherwise the
-    script's own status.
+    """Parse, run or explain, print the sentence, exit: 0 clean, 3 diverged, 4 inconclusive, 2 wrong usage;
+    otherwise the script's own status, or 1 for a run that failed and is explained.
     """
     options = _options(arguments)
     if options.do == "build":
         _build()
     _hold_standard_streams()
+    if options.do == "explain":
+        _explain(options.run_dir, as_json=options.json)
 
     from esper.lockstep.run.launch import run
 
@@ -74,8 +76,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         help=f"how much longer it is if the rank compiles meanwhile, at most ({Patience.compiling:g})",
     )
     run_parser.add_argument("script", metavar="-- SCRIPT [ARGS]", nargs=argparse.REMAINDER)
+    explain_parser = commands.add_parser("explain", help="say from a run's files what happened in it")
+    explain_parser.add_argument(
+        "run_dir", type=Path, metavar="RUN_DIR", help="a run's folder, or one with several attempts"
+    )
+    explain_parser.add_argument("--json", action="store_true", help="print esper.lockstep.report/1")
     options = parser.parse_args(arguments)
-    if options.do == "build":
+    if options.do != "run":
         return options
     command = [word for index, word in enumerate(options.script) if index or word != "--"]
     if not command:
@@ -112,6 +119,21 @@ def _build() -> NoReturn:
     sys.exit(0)
 
 
+def _explain(run_dir: Path, *, as_json: bool) -> NoReturn:
+    from esper.lockstep.errors import LedgerError
+    from esper.lockstep.postmortem.explain import explain
+
+    try:
+        found = explain(run_dir)
+    except LedgerError as error:
+        _tell(f"explain: RUN_DIR {str(run_dir)!r} {error.reason}")
+        sys.exit(2)
+    if as_json:
+        _tell(json.dumps(found.report.to_json(), indent=1), to=1)
+    _tell(found.text, to=2 if as_json else 1)
+    sys.exit(found.status)
+
+
 def _unreadable(script: str) -> str | None:
     """Why this can't be run; None where it can."""
     try:
@@ -140,7 +162,9 @@ def _leave(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _tell(text: str) -> None:
+def _tell(text: str, to: int = 2) -> None:
     # Past Python's stream: a reader that has gone (`2>&1 | head`) must change neither verdict nor status.
+    left = (text + "\n").encode(errors="backslashreplace")
     with suppress(OSError):
-        os.write(2, (text + "\n").encode(errors="backslashreplace"))
+        while left:
+            left = left[os.write(to, left) :]

@@ -12,6 +12,7 @@ from esper.lockstep.record.entry import Entry
 
 # Of a group, what all have entered and what may be under way still; of more the oldest are forgotten.
 _MOST_UNDER_WAY = 256
+_NEVER = 1 << 64  # no collective has this number
 
 
 class Signature(NamedTuple):
@@ -100,6 +101,25 @@ class Matching:
             self._members[name] = members
             for entry in self._early.pop(name, []):
                 self.add(entry)
+
+    def unknown(self, rank: int, group: str | None = None) -> None:
+        """What `rank` did is lost, or what it did in `group`, before anything was added there: it may have
+        come to whatever others wait in.
+        """
+        if group is None:
+            self._unread.add(rank)
+        else:
+            self._holes.setdefault(group, []).append((rank, 0, _NEVER))
+
+    @property
+    def unreadable(self) -> frozenset[int]:
+        """The ranks of whom nobody may be said to wait for them."""
+        return frozenset(self._unread)
+
+    @property
+    def any_offered(self) -> bool:
+        """Whether the backend had not said of some call, when last looked at, whether it takes it."""
+        return bool(self._offered)
 
     def members(self, name: str) -> tuple[int, ...]:
         """Global ranks of group `name`, in group order; empty when nobody has said it yet."""

@@ -26,19 +26,21 @@ _NEXT_WITHIN = 0.15
 __all__ = ["Finding", "Patience", "only_time_decides", "prove"]
 
 
-def prove(view: View, now: float, patience: Patience, *, final: bool = False) -> Finding | None:
-    """The earliest decided finding, or None. `final`: no rank will write anything more."""
+def prove(
+    view: View, now: float, patience: Patience, *, final: bool = False, whole: bool = True
+) -> Finding | None:
+    """The earliest decided finding, or None. `final`: no rank will write anything more. Not `whole`: what
+    some rank did is not known, so nobody is named for what may have come of that.
+    """
     waits = view.waits()
     findings, undecided = mismatches(view, waits, now, patience, final)
     findings += misfits(view)
     findings += gone(view, waits, undecided, now)
     findings += replica_findings(view, now, patience, final=final)
     if not findings and not undecided:
-        findings = (
-            cycles(view, waits, now, patience)
-            or suspects(view, waits, now, patience)
-            or unexplained(view, waits, now, patience, final)
-        )
+        findings = cycles(view, waits, now, patience)
+        if not findings and whole:
+            findings = suspects(view, waits, now, patience) or unexplained(view, waits, now, patience, final)
     return min(findings, key=lambda finding: finding.rank_order, default=None)
 
 

@@ -50,6 +50,8 @@ def _excused(
         if cause is not None:
             rank, (kind, at, where) = cause
             found.append(replace(finding, kind=kind, since=max(at, finding.since), guilty={rank: where}))
+        elif any(seen.vanished for seen in view.ranks if seen.rank not in finding.guilty):
+            continue  # that one's end may have been the first, and what broke the others' calls
         elif final or now - finding.since > patience.running or not _preceded(view, finding, now):
             found.append(finding)
     return found

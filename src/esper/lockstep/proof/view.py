@@ -38,6 +38,8 @@ class RankView:
     destroyed: dict[str, Entry] = field(default_factory=dict)
     faults: list[Entry] = field(default_factory=list)
     questions: list[Entry] = field(default_factory=list)  # not answered yet
+    # Its process is gone, and nobody knows since when or how: known of those whose files alone are left.
+    vanished: bool = False
     last: Entry | None = None
     last_of_thread: dict[int, Entry] = field(default_factory=dict)
     # Groups whose other members are not known, and what the rank is there; and what it has entered there.

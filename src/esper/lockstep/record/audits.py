@@ -53,6 +53,15 @@ class Audits:
         return self._count
 
 
+def lacking(path: Path) -> str | None:
+    """What is wrong with the file as a whole; None where nothing is."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        return "is missing" if isinstance(error, FileNotFoundError) else f"can't be read: {error.strerror}"
+    return None if size == SLOTS * _SLOT else f"is cut off at byte {size} of {SLOTS * _SLOT}"
+
+
 def read_audit(run_dir: Path, rank: int, number: int) -> tuple[int, ...] | None:
     """The values of one audit; None when they were overwritten, or are not there."""
     try:

@@ -31,6 +31,7 @@ DEFAULT_CAPACITY = 1 << 13
 # What begins the value of a string that no record refers to: it says what a GROUP's record says, as long as
 # the table is there.
 GROUP_TEXT = "group"
+RUN_TEXT = "run"  # and of the one that says of which run the table is
 NO_ROOM = 0xFFFFFFFF  # in place of a string's id: the disk had no room for it
 
 # magic, capacity, world size, rank, pid
@@ -50,6 +51,10 @@ RUN_AT, CLOCK_AT = 120, 144
 MOST_RUN = 16  # bytes
 # How many of the live threads are lockstep's own.
 OWN_THREADS_AT = 192
+# Seconds in all in which a rank that says every moment that it is there did not get to say so, and when the
+# last such gap ended.
+GAPS_AT, GAP_ENDED_AT = 200, 208
+GAP = 2.0  # less is no gap
 U32, F64 = struct.Struct("<I"), struct.Struct("<d")
 # kind group sequence op reduce_op dtype shape site tag detail | root peer | elements digest | issued
 # wait_begun
@@ -144,6 +149,8 @@ class Ledger:
         self.set_main_thread(threading.get_native_id())
         self.set_state(State.STARTING)
         self.is_open = True
+        if run:
+            self.string((RUN_TEXT, run.hex()))
         # Last, so that whoever finds the magic finds a whole header and the table beside it.
         self._map[0:8] = MAGIC
 
@@ -292,8 +299,16 @@ class Ledger:
             COMPILED.pack_into(self._map, COMPILED_AT, compiled + now)
 
     def heartbeat(self) -> None:
-        """Say that the rank's program still runs Python code."""
-        F64.pack_into(self._map, HEARTBEAT_AT, time.monotonic())
+        """Say that the rank's program still runs Python code. To be said by one thread, twice in `GAP`
+        seconds: a longer gap is kept, since whoever waited meanwhile may have been stopped with all others.
+        """
+        now = time.monotonic()
+        before: float = F64.unpack_from(self._map, HEARTBEAT_AT)[0]
+        if before and now - before > GAP:
+            gaps: float = F64.unpack_from(self._map, GAPS_AT)[0]
+            F64.pack_into(self._map, GAPS_AT, gaps + now - before)
+            F64.pack_into(self._map, GAP_ENDED_AT, now)
+        F64.pack_into(self._map, HEARTBEAT_AT, now)
 
     def detach(self) -> None:
         """In a forked child: whatever it still writes goes nowhere. Pages and table are its parent's, and a

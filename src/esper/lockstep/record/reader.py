@@ -22,6 +22,8 @@ from esper.lockstep.record.ledger import (
     COUNT,
     COUNT_AT,
     F64,
+    GAP_ENDED_AT,
+    GAPS_AT,
     GROUP_TEXT,
     HEADER_SIZE,
     HEARTBEAT_AT,
@@ -32,6 +34,7 @@ from esper.lockstep.record.ledger import (
     RECORD_SIZE,
     RUN,
     RUN_AT,
+    RUN_TEXT,
     STATE_AT,
     THREADS_AT,
     TIMES,
@@ -80,6 +83,7 @@ class LedgerReader:
     def __init__(self, run_dir: Path, rank: int) -> None:
         self.path, self.rank = ledger_path(run_dir, rank), rank
         self.lost = 0  # records that the ring overwrote before they were read
+        self.unknown = 0  # of what records refer to: what is not in the table
         self.pid = 0
         self.world_size = 0
         self.run = b""  # the bytes of its run's id; none where it was opened without
@@ -100,10 +104,8 @@ class LedgerReader:
         """
         if self._map is not None:
             return True
-        try:
-            with open(self.path, "rb") as file:
-                view = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-        except (OSError, ValueError):  # not there yet, or still empty (an empty file can't be mapped)
+        view = self._mapped()
+        if view is None:
             return False
         try:
             if len(view) < HEADER_SIZE or view[0:8] == b"\0" * 8:
@@ -116,13 +118,21 @@ class LedgerReader:
                 reason = f"cut off at byte {len(view)}; {capacity} records need more"
                 raise LedgerError(str(self.path), reason)
             with suppress(FileNotFoundError):  # a ledger without its table: nothing in it is legible
-                self._table = os.open(self.path.with_suffix(".strings"), os.O_RDONLY)
+                self._table = os.open(self.path.with_suffix(".strings"), os.O_RDONLY | os.O_NONBLOCK)
             (self.run,), (self.clock_offset,) = RUN.unpack_from(view, RUN_AT), F64.unpack_from(view, CLOCK_AT)
             self._map, self._capacity, self.world_size, self.pid = view, capacity, world_size, pid
         finally:
             if self._map is None:
                 view.close()
         return True
+
+    def _mapped(self) -> mmap.mmap | None:
+        """The file's bytes; None while there are none."""
+        try:
+            with open(self.path, "rb") as file:
+                return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        except (OSError, ValueError):  # not there yet, or still empty (an empty file can't be mapped)
+            return None
 
     def new(self) -> Iterator[Entry]:
         """The records written since the last call, oldest first."""
@@ -214,6 +224,12 @@ class LedgerReader:
                 found[value[1]] = json.loads(value[2])
         return found
 
+    def table_run(self) -> str | None:
+        """The id of the run that the table is of, in hexadecimal digits; None where it says none."""
+        self._read_strings()
+        found = (value for value in self._strings.values() if isinstance(value, list) and len(value) == 2)
+        return next((str(run) for what, run in found if what == RUN_TEXT), None)
+
     def entry(self, number: int) -> Entry:
         """Record `number`, which the ring holds still."""
         assert self._map is not None
@@ -255,6 +271,14 @@ class LedgerReader:
             return 0.0
         at: float = F64.unpack_from(self._map, HEARTBEAT_AT)[0]
         return at
+
+    def gaps(self) -> tuple[float, float]:
+        """Seconds in all of gaps between its heartbeats, and when the last of them ended; 0.0: none."""
+        if not self.open() or self._map is None:
+            return 0.0, 0.0
+        in_all: float = F64.unpack_from(self._map, GAPS_AT)[0]
+        ended: float = F64.unpack_from(self._map, GAP_ENDED_AT)[0]
+        return in_all, ended
 
     def compiled(self, now: float) -> tuple[float, float | None]:
         """How many seconds the rank has compiled until now, and since when it does; None: it does not."""
@@ -333,4 +357,6 @@ class LedgerReader:
             if len(self._meanings) >= _MOST_MEANINGS:
                 self._meanings.clear()
             self._meanings[ids] = meaning
+        else:
+            self.unknown += 1
         return meaning

@@ -13,7 +13,9 @@ from esper.lockstep.record.entry import Entry, Site
 SCHEMA = "esper.lockstep.report/1"
 VERDICTS = ("clean", "diverged", "failed", "inconclusive")
 # Where a guilty rank may be.
-STATES = ("in_collective", "running", "sleeping", "stopped", "exited", "raised", "killed", "differs")
+STATES = (
+    "in_collective", "running", "sleeping", "stopped", "silent", "exited", "raised", "killed", "differs"
+)  # fmt: skip
 # What two calls that meet may have otherwise: `arguments` are those that only this operation has.
 COMPARED = (
     "op",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from esper.lockstep.proof.finding import Finding, Where, ranks_text
 from esper.lockstep.proof.matching import Slot
+from esper.lockstep.proof.suspicion import Late
 from esper.lockstep.record.entry import Entry, Kind
 from esper.lockstep.report.diagnosis import Diagnosis, GuiltyAt, Waiting, short_site, site_text, tensor_text
 
@@ -75,6 +76,15 @@ def message(finding: Finding, last_settled: Slot | None) -> str:
     wide = max(len(row[0]) for row in rows)
     lines = [f"  {left:<{wide}}  {site}{'  <- ' + note if note else ''}" for left, site, note in rows]
     return "\n".join([_headline(finding), *lines])
+
+
+def late_text(late: Late, now: float) -> str:
+    """Who waits for whom in what, and for how long."""
+    entry = late.entries[0][1]
+    waiting = ranks_text({waiter.rank for _, waiter in late.entries})
+    verb = "waits" if waiting.startswith("rank ") else "wait"
+    lasts = f"{now - late.since:.1f} s"
+    return f"late: {waiting} {verb} for rank {late.rank} in {entry.op} #{entry.sequence} for {lasts}"
 
 
 def _call(entry: Entry) -> str:

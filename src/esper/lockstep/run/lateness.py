@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from esper.lockstep.proof.finding import ranks_text
 from esper.lockstep.proof.suspicion import Late
 from esper.lockstep.record.entry import Site
 from esper.lockstep.report.diagnosis import short_site
+from esper.lockstep.report.message import late_text
 
 # After this long its line is worth a signal: it may be killed from outside before anything is proved.
 _LOOK_AFTER = 0.3
@@ -53,11 +53,5 @@ class LateWatch:
 
 
 def _text(late: Late, look: Look, now: float) -> str:
-    entry = late.entries[0][1]
-    waiting = ranks_text({waiter.rank for _, waiter in late.entries})
-    verb = "waits" if waiting.startswith("rank ") else "wait"
-    lasts = f"{now - late.since:.1f} s"
-    return (
-        f"late: {waiting} {verb} for rank {late.rank} in {entry.op} #{entry.sequence} for {lasts}; "
-        f"it is {look.state}" + ("" if look.state == "compiling" else f" at {short_site(look.site)}")
-    )
+    at = "" if look.state == "compiling" else f" at {short_site(look.site)}"
+    return f"{late_text(late, now)}; it is {look.state}{at}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 import selectors
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,9 @@ from esper.lockstep.record.answers import write_answer
 from esper.lockstep.record.audits import read_audit
 from esper.lockstep.record.entry import Entry, Kind, Site, Times
 from esper.lockstep.record.reader import LedgerReader
-from esper.lockstep.report.diagnosis import Diagnosis, RankEnd, Report, site_text
+from esper.lockstep.report.diagnosis import Diagnosis, Report
 from esper.lockstep.report.message import diagnosis_of
+from esper.lockstep.report.outcome import report_of
 from esper.lockstep.run.evidence import BySignal, StackRequests, current_line, last_words, sleeps_in_torch
 from esper.lockstep.run.lateness import LateWatch
 from esper.lockstep.run.natives import NativeCalls
@@ -331,22 +332,7 @@ class Supervisor:
 
     def report(self, verdict: str) -> Report:
         """The run as `esper.lockstep.report/1` has it."""
-        ends = []
-        for seen in self.view.ranks:
-            code = seen.ended.code if seen.ended else None
-            last: Mapping[str, str | None] = {
-                "op": seen.last.op if seen.last else None,
-                "site": site_text(seen.last.site) if seen.last else None,
-            }
-            ends.append(
-                RankEnd(
-                    seen.rank,
-                    exit=code if code is not None and code >= 0 else None,
-                    signal=-code if code is not None and code < 0 else None,
-                    last=last,
-                )
-            )
-        return Report(verdict, (self.diagnosis,) if self.diagnosis else (), tuple(ends))
+        return report_of(verdict, self.view.ranks, self.diagnosis)
 
     # What the proof asks about live ranks.
 
