@@ -6,7 +6,7 @@ Importing this package is cheap and does not import torch: `tag` costs nanosecon
 from esper.lockstep.asking import ask
 from esper.lockstep.errors import DivergenceError, FieldDifference, LedgerError, LockstepError
 from esper.lockstep.report.diagnosis import Diagnosis, Report
-from esper.lockstep.starting import start, stop
+from esper.lockstep.starting import start, stop, watched
 from esper.lockstep.tags import tag
 from esper.lockstep.waiting import awaiting
 from esper.lockstep.watching import watch
@@ -24,4 +24,5 @@ __all__ = [
     "stop",
     "tag",
     "watch",
+    "watched",
 ]

@@ -31,6 +31,14 @@ def start(patience: float = PATIENCE, action: str = "raise", run_dir: str | Path
     return begin(patience, action, None if run_dir is None else Path(run_dir))
 
 
+def watched() -> bool:
+    """Whether this process is recorded: by the watchdog, under `python -m esper.lockstep run`, in a test."""
+    import sys
+
+    module = sys.modules.get("esper.lockstep.rank.intercept")
+    return module is not None and module.installed() is not None
+
+
 def stop() -> None:
     """Stop watching, on this rank; nothing where nobody watches. Its end is not a program's end: call it on
     every rank.

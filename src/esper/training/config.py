@@ -17,6 +17,7 @@ from esper.errors import ConfigError
 from esper.lifecycle.config import SlotConfig
 from esper.lifecycle.gates import GateConfig
 from esper.training.compile import CompileConfig
+from esper.training.watchdog import WatchdogConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,7 @@ class TrainConfig:
     governor: GovernorConfig = field(default_factory=GovernorConfig)
     compile: CompileConfig = field(default_factory=CompileConfig)
     agreement: AgreementConfig = field(default_factory=AgreementConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
     def __post_init__(self) -> None:
         check_int("seed", self.seed, 0)

@@ -15,6 +15,7 @@ from esper.lifecycle.alpha import AlphaMode
 from esper.lifecycle.metrics import GradientTrend, MetricSums, SlotMeasurement
 from esper.lifecycle.record import SlotRecord
 from esper.lifecycle.stage import Stage
+from esper.lockstep import tag
 from esper.model import GrownModel
 from esper.model.gradients import GradientLog
 from esper.training.batchnorm import heal, kept_statistics, running_statistics
@@ -61,7 +62,8 @@ def train_on(
         with kept_statistics(module) if shadow else nullcontext():
             logits = module(inputs)
             loss = _loss(logits, classes)
-            torch.autograd.backward(loss * 0.0 if shadow else loss)
+            with tag("gradients"):
+                torch.autograd.backward(loss * 0.0 if shadow else loss)
         after_backward()
         norm = nn.utils.clip_grad_norm_(parameters, clip)
         # The one time in a step that the host waits for the device.

@@ -40,6 +40,7 @@ from esper.training.safeguard import Safeguard
 from esper.training.sameness import NOT_REPLICATED, as_shown, common_state, layout_of
 from esper.training.snapshot import Saved, capture, random_state, restore, set_random_state
 from esper.training.tasks import Batch, Task
+from esper.training.watchdog import watch
 
 
 class Controller(Protocol):
@@ -78,7 +79,8 @@ class Trainer:
         *,
         group: dist.ProcessGroup | None = None,
     ) -> None:
-        """Collective: every rank, same order. Makes the agreement's process groups.
+        """Collective: every rank, same order. Makes the agreement's process groups, and has `lockstep` watch
+        the ranks, unless somebody does or the config says no.
 
         Raises ConfigError for a heuristic controller that was made with other gates than the config's.
         """
@@ -86,6 +88,7 @@ class Trainer:
             # A seed whose gate only the controller sees open would be told to advance for ever.
             raise ConfigError("controller.gates", controller.gates, f"the config's gates, {config.gates}")
         self.model, self.task, self.controller, self.config = model, task, controller, config
+        self._watchdog = watch(group, config.watchdog)
         self.agreement = Agreement(group, config.agreement)
         self.optimizer = make_optimizer(model.parameters(), config.optimizer)
         self.safeguard = Safeguard(config.governor)
@@ -317,8 +320,10 @@ class Trainer:
         self._trends, self._announced = {}, ()
 
     def close(self) -> None:
-        """Destroy the agreement's groups. Not a collective."""
+        """Destroy the agreement's groups, and watch no more. Not a collective."""
         self.agreement.close()
+        if self._watchdog is not None:
+            self._watchdog.stop()
 
     def __enter__(self) -> Trainer:
         return self

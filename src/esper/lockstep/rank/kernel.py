@@ -270,7 +270,7 @@ def _blocking(
         out = redispatch(keyset, *args)
     except BaseException as error:
         recorder.ledger.stamp(number, Time.WAIT_ENDED, Flag.FAILED)
-        recorder.victim(error)
+        recorder.victim(error, polled=True)
         raise
     recorder.ledger.stamp(number, Time.WAIT_ENDED)
     return out
