@@ -22,9 +22,9 @@ def start(patience: float = PATIENCE, action: str = "raise", run_dir: str | Path
     `run_dir`, where they stay for `python -m esper.lockstep explain`; without it into memory, where they
     stay only after a verdict.
 
-    What keeps it from watching (no group, no room in `run_dir`, it watches already, ...) is said in one
-    sentence on stderr, and the program runs on. Raises ValueError for another action, and TypeError for a
-    patience that is no number.
+    What keeps it from watching (no group, ranks on several hosts, no room in `run_dir`, it watches already,
+    ...) is said in one sentence on stderr, and the program runs on. Raises ValueError for another action, and
+    TypeError for a patience that is no number.
     """
     from esper.lockstep.watchdog.watchdog import start as begin
 
@@ -40,8 +40,8 @@ def watched() -> bool:
 
 
 def stop() -> None:
-    """Stop watching, on this rank; nothing where nobody watches. Its end is not a program's end: call it on
-    every rank.
+    """Stop watching; nothing where nobody watches. Call it on every rank: once one has stopped, none of the
+    others is told of a verdict any more, since nobody sees what that one does.
     """
     import sys
 

@@ -47,6 +47,7 @@ class Word(StrEnum):
     """What a rank's watchdog tells the others of its host by a file."""
 
     KNOWS = "knows"  # the verdict
+    STOPPED = "stopped"  # its program goes on, and nobody records it
     LEFT = "left"  # it watches no more, and needs nothing here
 
 

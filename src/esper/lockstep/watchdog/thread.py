@@ -12,7 +12,7 @@ from pathlib import Path
 from selectors import EVENT_READ, EpollSelector
 from typing import NoReturn
 
-from esper.lockstep.errors import LedgerError
+from esper.lockstep.errors import LedgerError, StartError
 from esper.lockstep.proof.finding import Patience, ranks_text
 from esper.lockstep.record.ledger import Ledger
 from esper.lockstep.record.manifest import Manifest, Waits
@@ -71,6 +71,9 @@ class WatchThread(threading.Thread):
                         return
                     selector.select(_ALERT if time.monotonic() < self._alert_until else BEAT)
                     self._clear_alarm()
+        except StartError as error:  # for all of them alike, so one says it
+            if self._ledger.rank == 0:
+                self._say(f"not watching: {error}")
         except Exception as error:  # noqa: BLE001  a watchdog that fails must not end what it watches
             self._say(f"not watching any more: lockstep itself failed ({type(error).__name__}: {error})")
         finally:
@@ -83,6 +86,10 @@ class WatchThread(threading.Thread):
             self._alert_until = time.monotonic() + _ALERT_LASTS
             with suppress(OSError):  # full: it is awake
                 os.write(self._waker, b".")
+
+    def tell_of_stop(self) -> None:
+        """The program goes on without."""
+        tell(self._folder, self._ledger.rank, Word.STOPPED)
 
     def stop(self) -> None:
         """End it, from another thread, at once."""
@@ -129,8 +136,8 @@ class WatchThread(threading.Thread):
             self._alert_until = time.monotonic() + _ALERT_LASTS
         if self._watch.broken is not None:
             raise RuntimeError(self._watch.broken.rstrip().rpartition("\n")[2])
-        if found is None:
-            return None
+        if found is None or any(told(self._folder, one.rank, Word.STOPPED) for one in self._members):
+            return None  # what one of them does now nobody records
         try:
             first = write_report(self._folder, self._watch.report())
         except LedgerError as error:  # the others can't be told, but what fails for them then they see
@@ -172,15 +179,21 @@ class WatchThread(threading.Thread):
             manifest.write(self._folder)
 
     def _agree(self) -> None:
-        """Raises RuntimeError where ranks began to count at different places: they would seem to differ."""
+        """Raises StartError where these ranks can't be watched: on several hosts nobody here can read all
+        ledgers, and where they began to count at different places they would seem to differ.
+        """
+        hosts = {member.host: member.host_name for member in self._members}
+        if len(hosts) > 1:
+            names = ", ".join(sorted(hosts.values()))
+            raise StartError(f"ranks on {len(hosts)} hosts ({names})", "those of one host can be watched")
         first = self._members[0]
         for other in self._members[1:]:
             for group in first.positions.keys() & other.positions.keys():
                 if first.positions[group] != other.positions[group]:
-                    raise RuntimeError(
-                        f"lockstep.start() was called after {first.positions[group]} collectives on rank "
-                        f"{first.rank} and after {other.positions[group]} on rank {other.rank}; it "
-                        "belongs at the same place on every rank"
+                    raise StartError(
+                        f"lockstep.start() came after {first.positions[group]} collectives on rank "
+                        f"{first.rank} and after {other.positions[group]} on rank {other.rank}",
+                        "it belongs at the same place on every rank",
                     )
 
     def _act(self, diagnosis: Diagnosis) -> None:

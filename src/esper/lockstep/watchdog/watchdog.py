@@ -63,7 +63,7 @@ class Watchdog:
         try:
             self._begin(meeting, patience, action, run_dir)
         except BaseException:
-            self.stop()
+            self._undo_all()
             raise
 
     def _begin(self, meeting: Meeting, patience: float, action: str, run_dir: Path | None) -> None:
@@ -134,7 +134,12 @@ class Watchdog:
         return interception
 
     def stop(self) -> None:
-        """Stop watching and recording on this rank; once."""
+        """Stop watching and recording on this rank; once. The others watch no more, either."""
+        if self._thread is not None:
+            self._thread.tell_of_stop()
+        self._undo_all()
+
+    def _undo_all(self) -> None:
         while self._undo:
             self._undo.pop()()
         self._thread = None
@@ -143,7 +148,7 @@ class Watchdog:
 
     def _at_exit(self) -> None:
         """The interpreter goes: the thread must be gone before it does. What it recorded stays as it is."""
-        self.stop()
+        self._undo_all()
 
     def __enter__(self) -> Watchdog:
         return self

@@ -1,0 +1,71 @@
+"""Who can be watched: what ranks tell each other when they begin, and when one of them stops."""
+
+import threading
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from esper import lockstep
+from esper.lockstep.watchdog import meeting
+from pytest_esper_ddp.handle import DDP
+
+# Two heartbeats, and some looks more.
+PATIENCE = 1.0
+LONGER = 3.5
+
+
+def thread() -> threading.Thread:
+    (found,) = (one for one in threading.enumerate() if one.name == "esper.lockstep watchdog")
+    return found
+
+
+def stderr(capfd: pytest.CaptureFixture[str]) -> str:
+    return capfd.readouterr().err
+
+
+@pytest.mark.ddp(2, lockstep="off")
+def test_ranks_of_several_hosts_are_not_watched_and_it_is_said_once(
+    ddp: DDP, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(meeting, "host", lambda: f"host {ddp.rank}")
+    with lockstep.start(patience=PATIENCE) as watchdog:
+        thread().join(20)
+        assert not watchdog.running
+        # A verdict would be due: nobody here could say whose fault it is.
+        if ddp.rank == 1:
+            time.sleep(LONGER)
+        dist.barrier()
+    said = stderr(capfd).count("not watching: ranks on 2 hosts")
+    assert said == (1 if ddp.rank == 0 else 0)
+
+
+@pytest.mark.ddp(2, lockstep="off")
+def test_ranks_that_begin_at_different_places_are_not_watched(
+    ddp: DDP, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if ddp.rank == 1:
+        dist.all_reduce(torch.ones(1), async_op=True)
+    watchdog = lockstep.start(patience=PATIENCE)
+    if ddp.rank == 0:
+        dist.all_reduce(torch.ones(1), async_op=True)
+    thread().join(20)
+    assert not watchdog.running
+    watchdog.stop()
+    dist.barrier()
+    wanted = "lockstep.start() came after" if ddp.rank == 0 else ""
+    assert wanted in stderr(capfd)
+
+
+@pytest.mark.ddp(2, lockstep="off")
+def test_once_a_rank_has_stopped_nobody_is_accused(ddp: DDP, capfd: pytest.CaptureFixture[str]) -> None:
+    watchdog = lockstep.start(patience=PATIENCE)
+    dist.barrier()
+    if ddp.rank == 1:
+        watchdog.stop()
+        time.sleep(LONGER)
+    dist.barrier()
+    assert watchdog.running == (ddp.rank == 0)
+    watchdog.stop()
+    assert "late" not in stderr(capfd)
