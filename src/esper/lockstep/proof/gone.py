@@ -7,7 +7,7 @@ import signal
 from esper.lockstep.proof.finding import Finding, Where, joined
 from esper.lockstep.proof.mailbox import Wait
 from esper.lockstep.proof.view import View
-from esper.lockstep.record.entry import Entry, Flag, Kind
+from esper.lockstep.record.entry import Entry, Flag, Kind, Site
 
 SIGABRT = -6
 # Ranks that leave a program by the same line leave it one after the other: seconds that the others get to do
@@ -91,8 +91,7 @@ def terminal(
         text = f"{raised.detail.get('type', 'an exception')}: {raised.detail.get('text', '')}"
         ends.append((raised, "raised", Where("raised", site=raised.site, detail=text)))
     if left is not None and (gone or left.detail.get("leaves")):
-        detail = f"status {left.detail.get('code')}"
-        ends.append((left, "exited", Where("exited", site=left.site, detail=detail)))
+        ends.append((left, *_exit(left, seen.ended.code if seen.ended else None, left.site or last)))
     if destroyed is not None:
         # In `finally` or `except` it is what the exception led to.
         error = destroyed.detail.get("error")
@@ -107,13 +106,26 @@ def terminal(
     if seen.ended is None:
         return None
     code, at_end = seen.ended.code, seen.ended.at
-    if code is None:
-        return "exited", at_end, Where("exited", site=last, detail="its process is gone")
-    if code >= 0:
-        return "exited", at_end, Where("exited", site=last, detail=f"status {code}")
     if excuse and code == SIGABRT and waits.get(rank):
         return None  # gloo aborts a rank on a size that its peer got wrong
-    return "crashed", at_end, Where("killed", site=last, detail=_signal_name(-code))
+    kind, where = _as_told(code, last)
+    return kind, at_end, where
+
+
+def _exit(left: Entry, code: int | None, site: Site | None) -> tuple[str, Where]:
+    """How a rank left that said so itself: with its status, if it knew that."""
+    if (own := left.detail.get("code")) is None:
+        return _as_told(code, site)
+    return "exited", Where("exited", site=site, detail=f"status {own}")
+
+
+def _as_told(code: int | None, site: Site | None) -> tuple[str, Where]:
+    """How a process ended, as waitpid has it; None: nobody was told."""
+    if code is None:
+        return "exited", Where("exited", site=site, detail="its process is gone")
+    if code >= 0:
+        return "exited", Where("exited", site=site, detail=f"status {code}")
+    return "crashed", Where("killed", site=site, detail=_signal_name(-code))
 
 
 def _signal_name(number: int) -> str:

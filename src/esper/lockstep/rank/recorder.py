@@ -57,7 +57,7 @@ class Recorder:
         # Threads of C++ come to run Python, an RPC or what is chained to a future: nobody can count them.
         self.uncounted_threads = False
         # Told of what a collective raised, where a peer is to blame for it; may raise something better.
-        self.on_victim: Callable[[Exception], None] = lambda error: None
+        self.on_victim: Callable[[Exception, bool], None] = lambda error, polled: None
 
     def open(self, run_dir: Path, rank: int, world_size: int, capacity: int) -> None:
         """In a child forked before its rank was known: open the ledger, and forget what was its parent's."""
@@ -108,6 +108,10 @@ class Recorder:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         site = _innermost(end.__traceback__, self)
         self.event(Kind.EXIT, site=site, code=code, victim=is_victim(end), leaves=False)
+
+    def going(self) -> None:
+        """The interpreter goes, with a status to be seen later: connections end before the process does."""
+        self.event(Kind.EXIT, leaves=False)
 
     def leaving(self, code: int, site: int | None = None) -> None:
         """The process is about to end itself with `code`, with all its threads."""
@@ -182,8 +186,7 @@ class Recorder:
         """
         if isinstance(error, Exception):
             setattr(error, VICTIM, True)
-            if not polled:
-                self.on_victim(error)
+            self.on_victim(error, polled)
 
     def passing(self, error: BaseException) -> str:
         """The exception that is being handled while a call is made, as a detail."""

@@ -317,6 +317,12 @@ class Ledger:
         self._map = mmap.mmap(-1, len(self._map))
         self._detached = True
 
+    def retire(self) -> None:
+        """Let go of the files, which stay: whatever is still written goes nowhere."""
+        if self._has_table():
+            os.close(self._strings)
+        self.detach()
+
     def close(self) -> None:
         """Unmap; the files stay."""
         self._map.close()

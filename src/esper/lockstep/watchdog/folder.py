@@ -43,6 +43,14 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def remove_own(path: Path, rank: int) -> None:
+    """Leave nothing of a rank that could not begin."""
+    with suppress(OSError):  # not empty: the others have
+        for file in path.glob(f"rank{rank}.*"):
+            file.unlink()
+        path.rmdir()
+
+
 class Word(StrEnum):
     """What a rank's watchdog tells the others of its host by a file."""
 
@@ -54,7 +62,7 @@ class Word(StrEnum):
 def tell(folder: Path, rank: int, word: Word) -> None:
     """Leave word for the others; without room they will see it by other means."""
     with suppress(OSError):
-        (folder / f"rank{rank}.{word}").touch()
+        (folder / f"rank{rank}.{word}").touch(mode=0o600)
 
 
 def told(folder: Path, rank: int, word: Word) -> bool:

@@ -32,9 +32,11 @@ class HostWatch:
 
     def __init__(
         self, folder: Path, ledgers: Path, rank: int, members: Sequence[Member], patience: float,
-        selector: EpollSelector,
+        selector: EpollSelector, began: float,
     ) -> None:  # fmt: skip
-        """`folder`: what the watchdogs of this run tell each other; `ledgers`: where the ledgers lie."""
+        """`folder`: what the watchdogs of this run tell each other; `ledgers`: where the ledgers lie;
+        `began`: when this one began to look for the others, since when it may have been stopped.
+        """
         self._rank, self._patience = rank, patience
         self._pids = {member.rank: member.pid for member in members}
         self._readers = [LedgerReader(ledgers, member.rank) for member in members]
@@ -55,7 +57,7 @@ class HostWatch:
         self._positions: list[int] = []
         self.saw_an_end = False  # of a process, in the last look
         self._looked = time.monotonic()
-        self._gaps: list[tuple[float, float]] = []  # (end, seconds)
+        self._gaps = [(self._looked, self._looked - began)]  # (end, seconds)
 
     def look(self) -> Diagnosis | None:
         """One look at the others; what came of it, if this rank leads."""

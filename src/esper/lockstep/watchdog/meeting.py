@@ -54,7 +54,8 @@ class Meeting:
             self._store.set_timeout(_STORE_ANSWERS)
         except (RuntimeError, AttributeError) as error:
             kind = type(_innermost(c10d._get_default_store())).__name__
-            raise StartError(f"the job's store ({kind})", _one_line(error)) from error
+            reason = f"no second connection to it can be had ({_one_line(error)})"
+            raise StartError(f"the job's store ({kind})", reason) from error
         self._found: dict[int, Member] = {}
 
     @cached_property

@@ -54,9 +54,10 @@ class Raiser:
         """From now on what a collective raises may become LockstepError, and the main thread can be reached,
         if it is the one that calls this.
         """
-        self._recorder.on_victim = self._instead_of
-        self._undo.append(lambda: setattr(self._recorder, "on_victim", lambda error: None))
+        self._recorder.on_victim = self._see_victim
+        self._undo.append(lambda: setattr(self._recorder, "on_victim", lambda error, polled: None))
         self._see_backward()
+        self._see_functional()
         self._see_store()
         self._see_ends()
         if threading.current_thread() is self._main:
@@ -67,6 +68,12 @@ class Raiser:
         self._known.set()  # nothing will come
         while self._undo:
             self._undo.pop()()
+
+    def forget(self) -> None:
+        """In a forked child, which nobody tells a verdict: wait for none."""
+        self._recorder.on_victim = lambda error, polled: None
+        self._known.set()
+        self._signal = None
 
     def know(self, diagnosis: Diagnosis) -> None:
         """The verdict is there: what fails from now on fails for it."""
@@ -117,6 +124,11 @@ class Raiser:
     def error(self) -> LockstepError | None:
         """What to raise; None while there is no verdict."""
         return None if self.diagnosis is None else LockstepError(self.diagnosis)
+
+    def _see_victim(self, error: Exception, polled: bool) -> None:
+        # A call with a time-out of its own is expected to fail; after a verdict it is for that.
+        if not polled or self.diagnosis is not None:
+            self._instead_of(error)
 
     def _instead_of(self, cause: BaseException, within: float = _VERDICT_WITHIN) -> None:
         """Raise LockstepError for what a collective raised, if a verdict is there or comes at once."""
@@ -171,6 +183,25 @@ class Raiser:
         for holder in (torch.autograd.graph, torch.autograd):
             if getattr(holder, "_engine_run_backward", None) is engine:
                 self._undo.append(patch(holder, "_engine_run_backward", run_backward))
+
+    def _see_functional(self) -> None:
+        """A functional collective waits in C++, too, where its result is first used."""
+        from torch.distributed import _functional_collectives as functional
+
+        holder = getattr(functional, "AsyncCollectiveTensor", None)
+        original = getattr(holder, "trigger_wait", None)
+        if original is None:
+            return
+
+        def trigger_wait(tensor: Any) -> Any:
+            try:
+                return original(tensor)
+            except RuntimeError as error:
+                if not isinstance(error, LockstepError) and self._from_collective(error):
+                    self._recorder.victim(error)
+                raise
+
+        self._undo.append(patch(holder, "trigger_wait", trigger_wait))
 
     def _see_store(self) -> None:
         """A wait in the store ends with its connection; until there is a verdict its errors are its own."""

@@ -44,6 +44,7 @@ class ByFile:
             write_stacks(self._folder, rank, thread)
         elif self._beats(rank):
             unfinished = self._folder / f"rank{rank}.asking"
+            unfinished.touch(mode=0o600)
             unfinished.write_text("" if thread is None else str(thread))
             os.replace(unfinished, _asked_path(self._folder, rank))
         else:
@@ -67,14 +68,16 @@ def write_stacks(folder: Path, rank: int, thread: int | None) -> None:
     """Append all threads' stacks, as faulthandler writes them, that of `thread` (the kernel's id; None: the
     main thread) last and as the current one. Raises OSError.
     """
-    wanted = threading.main_thread().native_id if thread is None else thread
+    main = threading.main_thread()
+    wanted = os.getpid() if thread is None else thread
     frames = sys._current_frames()
     blocks, current = [], ""
     for one in threading.enumerate():
         frame = frames.get(one.ident or 0)
         if frame is None or one is threading.current_thread():
             continue
-        is_wanted = one.native_id == wanted
+        # After a fork Python still has the parent's id of the main thread.
+        is_wanted = (os.getpid() if one is main else one.native_id) == wanted
         block = _block("Current thread" if is_wanted else "Thread", one.ident or 0, frame)
         if is_wanted:
             current = block

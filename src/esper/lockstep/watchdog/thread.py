@@ -27,6 +27,8 @@ from esper.lockstep.watchdog.sockets import shut_connections_to
 
 # Seconds between two looks once something has failed, and for how long.
 _ALERT, _ALERT_LASTS = 0.005, 3.0
+# The same until all have come, at first: what goes wrong before that is not seen while it does.
+_MEETING, _MEETING_LASTS = 0.05, 5.0
 STATUS = 3  # as that of `python -m esper.lockstep run`
 # What nothing can be raised in by then is ended.
 _RAISED_WITHIN = 10.0
@@ -69,7 +71,7 @@ class WatchThread(threading.Thread):
                     if diagnosis is not None:
                         self._act(diagnosis)
                         return
-                    selector.select(_ALERT if time.monotonic() < self._alert_until else BEAT)
+                    selector.select(self._pause())
                     self._clear_alarm()
         except StartError as error:  # for all of them alike, so one says it
             if self._ledger.rank == 0:
@@ -109,10 +111,17 @@ class WatchThread(threading.Thread):
 
     def all_have_left(self) -> bool:
         """Whether every other rank of this host is gone, or watches no more: nobody needs the folder."""
-        return self._meeting.complete and all(
-            told(self._folder, member.rank, Word.LEFT) or not os.path.exists(f"/proc/{member.pid}")
-            for member in self._members
+        gone = {member.rank for member in self._members if not os.path.exists(f"/proc/{member.pid}")}
+        return all(
+            rank in gone or told(self._folder, rank, Word.LEFT) for rank in range(self._meeting.world_size)
         )
+
+    def _pause(self) -> float:
+        now = time.monotonic()
+        if now < self._alert_until:
+            return _ALERT
+        meeting = self._watch is None and now - self._began < _MEETING_LASTS
+        return _MEETING if meeting else BEAT
 
     def _clear_alarm(self) -> None:
         with suppress(BlockingIOError):
@@ -130,6 +139,7 @@ class WatchThread(threading.Thread):
                 self._members,
                 self._patience,
                 selector,
+                self._began,
             )
         found = self._watch.look()
         if self._watch.saw_an_end:
@@ -227,7 +237,7 @@ class WatchThread(threading.Thread):
         return rank == self._ledger.rank or (self._watch is not None and self._watch.beats(rank))
 
     def _raise(self, raiser: Raiser, stuck: Collection[int]) -> None:
-        main = threading.main_thread().native_id
+        main = os.getpid()  # the kernel's id of it; Python has the parent's after a fork
         peers = [member.pid for member in self._members if member.pid != os.getpid()]
         end = time.monotonic() + _RAISED_WITHIN
         ports: Sequence[int] = ()
@@ -240,6 +250,7 @@ class WatchThread(threading.Thread):
             if raiser.raised.wait(wait):
                 return
             wait, ports = _NEXT_MEANS_AFTER, self._meeting.store_ports()
+            stuck = raiser.waiting_threads()  # what it waited for may have come after all
             if time.monotonic() > end:
                 self._say(f"rank {self._ledger.rank} can't be made to raise, so it ends")
                 self._end()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import faulthandler
 import os
 import sys
 import weakref
@@ -19,11 +18,11 @@ from esper.lockstep.errors import InterceptionUnavailable, LedgerError, StartErr
 from esper.lockstep.rank.hooks import check_hooks
 from esper.lockstep.rank.intercept import Interception, installed
 from esper.lockstep.rank.recorder import Recorder
-from esper.lockstep.rank.stacks import STACK_SIGNAL, answer_stack_requests
+from esper.lockstep.rank.stacks import answer_stack_requests
 from esper.lockstep.record.entry import State
 from esper.lockstep.record.ledger import Ledger
 from esper.lockstep.record.reader import LedgerReader
-from esper.lockstep.watchdog.folder import Word, make_folder, remove_folder, tell
+from esper.lockstep.watchdog.folder import Word, make_folder, remove_folder, remove_own, tell
 from esper.lockstep.watchdog.hostwatch import BEAT
 from esper.lockstep.watchdog.meeting import Meeting, this_member
 from esper.lockstep.watchdog.raising import Raiser
@@ -48,6 +47,9 @@ class Watchdog:
     def __init__(self) -> None:
         self._undo: list[Callable[[], object]] = []
         self._thread: WatchThread | None = None
+        self._folder: Path | None = None
+        self._raiser: Raiser | None = None
+        self._recorder: Recorder | None = None  # where nobody else records
 
     @property
     def running(self) -> bool:
@@ -64,11 +66,13 @@ class Watchdog:
             self._begin(meeting, patience, action, run_dir)
         except BaseException:
             self._undo_all()
+            if self._folder is not None:
+                remove_own(self._folder, meeting.rank)
             raise
 
     def _begin(self, meeting: Meeting, patience: float, action: str, run_dir: Path | None) -> None:
         restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-        folder = make_folder(run_dir, meeting.run, restart)
+        folder = self._folder = make_folder(run_dir, meeting.run, restart)
         interception = installed()
         if interception is None:
             interception = self._record(folder, meeting)
@@ -82,7 +86,7 @@ class Watchdog:
         reader = LedgerReader(ledger.path.parent, ledger.rank)
         reader.open()
         self._undo.append(reader.close)
-        raiser = Raiser(recorder, reader) if action == "raise" else None
+        raiser = self._raiser = Raiser(recorder, reader) if action == "raise" else None
         if raiser is not None:
             raiser.install()
             self._undo.append(raiser.uninstall)
@@ -96,9 +100,13 @@ class Watchdog:
         thread.start()
         this = weakref.ref(thread)
 
+        watchdog = weakref.ref(self)
+
         def forked() -> None:
             if (one := this()) is not None:
                 one.forget()
+            if (outer := watchdog()) is not None:
+                outer._forget()
 
         os.register_at_fork(after_in_child=forked)
 
@@ -116,9 +124,8 @@ class Watchdog:
         check_hooks()
         run = bytes.fromhex(meeting.run)
         ledger = Ledger(folder, meeting.rank, meeting.world_size, run=run)
-        self._undo.append(ledger.detach)
-        answer_stack_requests(folder, meeting.rank)
-        self._undo.append(partial(faulthandler.unregister, STACK_SIGNAL))
+        self._undo.append(ledger.retire)
+        self._undo.append(answer_stack_requests(folder, meeting.rank))
         interception = Interception(Recorder(ledger))
         interception.install()
         self._undo.append(interception.uninstall)
@@ -130,8 +137,19 @@ class Watchdog:
 
         os.register_at_fork(after_in_child=forked)
         interception.begin("job")
+        self._recorder = interception.recorder
         self._undo.append(lambda: ledger.set_state(State.OVER))
         return interception
+
+    def _forget(self) -> None:
+        """In a forked child, which is no rank: its end must take nothing away."""
+        self._undo.clear()
+        self._recorder = None
+        if self._raiser is not None:
+            self._raiser.forget()
+        self._thread = None
+        if _process.watchdog is self:
+            _process.watchdog = None
 
     def stop(self) -> None:
         """Stop watching and recording on this rank; once. The others watch no more, either."""
@@ -148,6 +166,8 @@ class Watchdog:
 
     def _at_exit(self) -> None:
         """The interpreter goes: the thread must be gone before it does. What it recorded stays as it is."""
+        if self._recorder is not None:
+            self._recorder.going()
         self._undo_all()
 
     def __enter__(self) -> Watchdog:
