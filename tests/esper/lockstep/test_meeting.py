@@ -1,14 +1,19 @@
 """Who can be watched: what ranks tell each other when they begin, and when one of them stops."""
 
+import json
+import subprocess
 import threading
 import time
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
 
 from esper import lockstep
 from esper.lockstep.watchdog import meeting
+from esper.lockstep.watchdog.watchdog import _process
 from pytest_esper_ddp.handle import DDP
 
 # Two heartbeats, and some looks more.
@@ -69,3 +74,26 @@ def test_once_a_rank_has_stopped_nobody_is_accused(ddp: DDP, capfd: pytest.Captu
     assert watchdog.running == (ddp.rank == 0)
     watchdog.stop()
     assert "late" not in stderr(capfd)
+
+
+@pytest.mark.ddp(2, lockstep="off")
+def test_what_an_attempt_before_left_in_the_store_is_nobody(
+    ddp: DDP, capfd: pytest.CaptureFixture[str]
+) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    # torchrun's default rendezvous keeps one store, and may well count two attempts alike.
+    store = c10d._get_default_store()
+    number = _process.meetings
+    for rank in range(2):
+        member = replace(meeting.this_member(rank), pid=gone.pid)
+        store.set(f"esper.lockstep/0/{number}/{rank}", json.dumps(asdict(member)))
+    dist.barrier()
+    with lockstep.start(patience=PATIENCE) as watchdog:
+        if ddp.rank == 1:
+            time.sleep(PATIENCE / 2)
+        dist.barrier()
+        time.sleep(LONGER)
+        assert watchdog.running
+        dist.barrier()
+    assert "exited" not in stderr(capfd)

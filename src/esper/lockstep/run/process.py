@@ -35,6 +35,14 @@ def parent(pid: int) -> int | None:
     return int(fields[1]) if fields else None
 
 
+def started(pid: int) -> int | None:
+    """When the process began, in clock ticks since the machine did: another of its number began later. None
+    when it is gone.
+    """
+    fields = _stat(f"/proc/{pid}/stat")
+    return int(fields[19]) if fields and fields[0] not in "ZX" else None
+
+
 def group(pid: int) -> int | None:
     """The process group that it is in; None when it is gone."""
     fields = _stat(f"/proc/{pid}/stat")

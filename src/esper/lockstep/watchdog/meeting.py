@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
 from esper.lockstep.errors import StartError
+from esper.lockstep.run.process import started
 
 # Seconds that one question to the store may take: its server may be gone.
 _STORE_ANSWERS = timedelta(seconds=10)
@@ -30,6 +31,7 @@ class Member:
 
     rank: int
     pid: int
+    started: int | None  # when, as `run.process.started` has it
     host: str
     host_name: str
     positions: Mapping[str, int]
@@ -38,14 +40,14 @@ class Member:
 class Meeting:
     """This rank's part in one meeting of all; each `start` of a job is another."""
 
-    def __init__(self, number: int) -> None:
-        """`number`: how many such meetings this process has been to. Raises StartError without a group whose
-        store has room for another connection.
+    def __init__(self, number: int, attempt: int) -> None:
+        """`number`: how many such meetings this process has been to; `attempt`: which of the job's this is.
+        Raises StartError without a group whose store has room for another connection.
         """
         if not (dist.is_available() and dist.is_initialized()):
             raise StartError("no process group", "call lockstep.start() after init_process_group()")
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self._number = number
+        self._number, self._attempt = number, attempt
         if self.world_size == 1:
             return
         try:
@@ -79,10 +81,16 @@ class Meeting:
             raise StartError("the job's store", _one_line(error)) from error
 
     def members(self) -> list[Member]:
-        """Those who have come so far, by rank; never waits for one."""
+        """Those who have come so far, by rank; never waits for one.
+
+        torchrun's default rendezvous has one store for all attempts of a job: a process that has gone may be
+        of the attempt before.
+        """
         for rank in range(self.world_size):
             if rank not in self._found and self._store.check([self._key(str(rank))]):
-                self._found[rank] = Member(**json.loads(self._text(self._store.get(self._key(str(rank))))))
+                member = Member(**json.loads(self._text(self._store.get(self._key(str(rank))))))
+                if member.host != host() or started(member.pid) == member.started:
+                    self._found[rank] = member
         return [self._found[rank] for rank in sorted(self._found)]
 
     @property
@@ -96,7 +104,7 @@ class Meeting:
         return [] if port is None else [port]
 
     def _key(self, name: str) -> str:
-        return f"esper.lockstep/{self._number}/{name}"
+        return f"esper.lockstep/{self._attempt}/{self._number}/{name}"
 
     def _text(self, value: Any) -> str:
         return value.decode() if isinstance(value, bytes) else str(value)
@@ -104,7 +112,7 @@ class Meeting:
 
 def this_member(rank: int) -> Member:
     """This process, as the others need to know it."""
-    return Member(rank, os.getpid(), host(), socket.gethostname(), _positions())
+    return Member(rank, os.getpid(), started(os.getpid()), host(), socket.gethostname(), _positions())
 
 
 def host() -> str:

@@ -58,21 +58,21 @@ class Watchdog:
 
     def begin(self, patience: float, action: str, run_dir: Path | None) -> None:
         """Raises StartError, LedgerError or InterceptionUnavailable, and has then left nothing behind."""
-        meeting = Meeting(_process.meetings)
+        attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        meeting = Meeting(_process.meetings, attempt)
         _process.meetings += 1
         if meeting.world_size == 1:
             return  # it waits for nobody
         try:
-            self._begin(meeting, patience, action, run_dir)
+            folder = self._folder = make_folder(run_dir, meeting.run, attempt)
+            self._begin(meeting, folder, patience, action, run_dir is None)
         except BaseException:
             self._undo_all()
             if self._folder is not None:
                 remove_own(self._folder, meeting.rank)
             raise
 
-    def _begin(self, meeting: Meeting, patience: float, action: str, run_dir: Path | None) -> None:
-        restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-        folder = self._folder = make_folder(run_dir, meeting.run, restart)
+    def _begin(self, meeting: Meeting, folder: Path, patience: float, action: str, passing: bool) -> None:
         interception = installed()
         if interception is None:
             interception = self._record(folder, meeting)
@@ -113,7 +113,7 @@ class Watchdog:
         def leave() -> None:
             thread.stop()
             tell(folder, meeting.rank, Word.LEFT)
-            if run_dir is None and not thread.found and thread.all_have_left():
+            if passing and not thread.found and thread.all_have_left():
                 remove_folder(folder)
 
         self._undo.append(leave)
