@@ -15,8 +15,9 @@ import pytest
 
 from esper.lockstep.errors import LedgerError
 from esper.lockstep.postmortem.explain import Explanation, explain
+from esper.lockstep.rank.recorder import GroupRecord
 from esper.lockstep.rank.stacks import stack_path
-from esper.lockstep.record.entry import State
+from esper.lockstep.record.entry import Kind, State
 from esper.lockstep.report.diagnosis import Diagnosis, GuiltyAt, RankEnd, Report, Waiting
 from esper.lockstep.report.verdict import write_report
 from tests.esper.lockstep.fleet import Fleet, fleet
@@ -224,6 +225,17 @@ def test_who_is_watched_no_more_may_have_come(tmp_path: Path) -> None:
     assert "\n  rank 2 was over" in found.text
 
 
+def test_an_exception_that_left_the_program_is_its_end_where_nothing_else_is_recorded(
+    tmp_path: Path,
+) -> None:
+    def story(ranks: Fleet) -> None:
+        all_but_rank_2_wait(ranks)
+        ranks.raises(2, ValueError("bad"), over=False)
+        ranks.ledgers[2].set_state(State.OVER)
+
+    assert answer(told(tmp_path, story)) == ("diverged", "raised", (2,))
+
+
 def test_ranks_that_were_watched_to_the_end_are_clean(tmp_path: Path) -> None:
     def story(ranks: Fleet) -> None:
         ranks.together(3)
@@ -241,6 +253,37 @@ def test_ranks_that_all_ended_well_are_clean(tmp_path: Path) -> None:
     found = told(tmp_path, story)
     assert (found.report.verdict, found.status) == ("clean", 0)
     assert found.text == "clean: all 4 ranks ended, and no call was left open"
+
+
+@pytest.mark.parametrize("op", ["all_reduce", "recv"])
+def test_who_may_have_come_before_what_its_ring_holds_is_not_accused(tmp_path: Path, op: str) -> None:
+    def story(ranks: Fleet) -> None:
+        ranks.group("pair", 0, 1)
+        ranks.group("alone", 1)
+        if op == "recv":
+            ranks.call(1, "send", "pair", peer=0, flags=0)
+            ranks.call(0, op, "pair", peer=1)
+        else:
+            ranks.call(1, op, "pair", flags=0)
+            ranks.call(0, op, "pair")
+        for _ in range(40):
+            ranks.come_back(1, ranks.call(1, group="alone"))
+        ranks.live_on(70)
+
+    assert answer(told(tmp_path, story, world_size=2, capacity=16)) == ("inconclusive", None, ())
+
+
+def test_a_proof_that_fails_is_said_and_passes_nothing(tmp_path: Path) -> None:
+    def story(ranks: Fleet) -> None:
+        ranks.together(3)
+        ranks.recorders[0].event(Kind.GROUP, group="strangers", ranks=(0, 9))
+        ranks.groups[0, "strangers"] = GroupRecord("strangers", ranks.ledgers[0].string("strangers"), (0, 9))
+        ranks.call(0, group="strangers")
+        ranks.over()
+
+    found = told(tmp_path, story)
+    assert answer(found) == ("inconclusive", None, ())
+    assert found.text.startswith("inconclusive: lockstep itself failed on what is there (IndexError: ")
 
 
 def test_a_failure_that_nobody_waited_for_is_no_divergence(tmp_path: Path) -> None:
@@ -315,6 +358,7 @@ def test_a_clock_on_the_wall_that_was_set_changes_nothing(tmp_path: Path) -> Non
     found = told(tmp_path, story, wall=lambda rank: 86400.0 * (rank == 2))
     assert answer(found) == ("inconclusive", None, ())
     assert "rank 2 in all_reduce #3 for 30.0 s" in found.text
+    assert "silent" not in found.text
 
 
 def test_the_newest_of_several_attempts_is_taken_and_said(tmp_path: Path) -> None:

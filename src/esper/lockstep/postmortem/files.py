@@ -175,7 +175,8 @@ def _witness(ledger: CopiedLedger) -> Witness:
     for entry in ledger.records():
         if entry.kind is Kind.COLLECTIVE:
             witness.groups.add(entry.group)
-        witness.ends = witness.ends or entry.kind is Kind.OVER
+        leaves = entry.kind in (Kind.RAISED, Kind.EXIT) and bool(entry.detail.get("leaves"))
+        witness.ends = witness.ends or leaves or entry.kind is Kind.OVER
         audited = audited or entry.kind is Kind.AUDIT
         witness.last = max(witness.last, *entry.times[:4])
     if not (math.isfinite(witness.last) and math.isfinite(ledger.clock_offset)):

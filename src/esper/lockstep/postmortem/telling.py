@@ -30,7 +30,7 @@ def outcome_text(after: Afterwards, left: Left, stopped: str | None) -> tuple[st
         said = f"the ranks were told to end ({stopped})"
     elif living or after.view.waits():
         had = f"{ranks_text(living)} had not ended" if living else "all had ended"
-        said = f"{had}, and nothing that was done before is wrong; last heard of {_clock(after)}"
+        said = f"{had}, and nothing that they did proves any of them wrong; last heard of {_clock(after)}"
     if said is not None:
         return "inconclusive", "\n".join([f"inconclusive: {said}", *_late_lines(after), *_rows(after)])
     failed = [f"failed: rank {seen.rank} {text}" for seen in ranks if (text := _failed(seen)) is not None]
