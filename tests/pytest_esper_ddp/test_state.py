@@ -59,6 +59,8 @@ def test_leave_what_ends_by_itself(ddp):
     node = Node()
     node.itself, node.socket = node, socket.socket()
     STATE.append(open(os.devnull))
+    from esper import lockstep
+    assert lockstep.start().running
 
 @ddp2
 def test_those_are_no_leaks(ddp):

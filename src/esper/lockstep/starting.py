@@ -48,3 +48,14 @@ def stop() -> None:
     module = sys.modules.get("esper.lockstep.watchdog.watchdog")
     if module is not None:
         module.stop()
+
+
+def leave() -> None:
+    """The program that called `start` is over on this rank, though its process lives on: as at an exit, the
+    others are watched on.
+    """
+    import sys
+
+    module = sys.modules.get("esper.lockstep.watchdog.watchdog")
+    if module is not None:
+        module.leave()

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # How long ranks may take for reports of their own once one has failed or a verdict stands.
 _GRACE = 0.5
+# Those of ranks that watch themselves look twice a second, and wait for each other for another.
+_GRACE_OF_WATCHDOGS = 2.5
 _AFTER_VERDICT = 0.1
 _STOPPED_PATIENCE = 0.5
 
@@ -125,7 +127,12 @@ class Watch:
         if (failure is not None or message.error is not None) and self._ends_it(
             rank, named=failure is not None and bool(failure.guilty)
         ):
-            self._act_within(_GRACE, "grace")
+            self._act_within(self._grace, "grace")
+
+    @property
+    def _grace(self) -> float:
+        expected = self.scenario.expectation
+        return _GRACE_OF_WATCHDOGS if expected is not None and expected.kind == "watchdog" else _GRACE
 
     def _bury(self) -> None:
         """Note the ranks that have ended; what they had still sent is heard first."""
@@ -141,7 +148,7 @@ class Watch:
             self._leave_terminal(rank)
             self.supervisor.ended(rank, code)
             if self._ends_it(rank, named=False):
-                self._act_within(_GRACE, "grace")
+                self._act_within(self._grace, "grace")
 
     def _ends_it(self, rank: int, *, named: bool) -> bool:
         """Whether the failure of this rank is the end, and not what the others are to find out for

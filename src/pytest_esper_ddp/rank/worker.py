@@ -21,6 +21,7 @@ import pytest
 from esper.lockstep.rank.intercept import Interception
 from esper.lockstep.rank.recorder import Recorder
 from esper.lockstep.rank.stacks import answer_stack_requests
+from esper.lockstep.starting import leave
 from pytest_esper_ddp import handle
 from pytest_esper_ddp.rank.capture import captured_files, own_capture
 from pytest_esper_ddp.rank.coverage import Measurement
@@ -182,6 +183,7 @@ class Worker:
             observer.broke(caught)
         finally:
             self.debugging.leave()
+            leave()  # the program's own watchdog: its verdict has no program to come to any more
         self.recorder.over()
         if self.measurement is not None:
             self.measurement.save()

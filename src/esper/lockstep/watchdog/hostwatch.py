@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from selectors import EpollSelector
 
-from esper.lockstep.frames import INTERNAL
 from esper.lockstep.proof.finding import Patience
 from esper.lockstep.proof.prove import only_time_decides
 from esper.lockstep.record.entry import State
@@ -32,10 +31,11 @@ class HostWatch:
 
     def __init__(
         self, folder: Path, ledgers: Path, rank: int, members: Sequence[Member], patience: float,
-        selector: EpollSelector, began: float,
+        selector: EpollSelector, began: float, internal: tuple[str, ...],
     ) -> None:  # fmt: skip
         """`folder`: what the watchdogs of this run tell each other; `ledgers`: where the ledgers lie;
-        `began`: when this one began to look for the others, since when it may have been stopped.
+        `began`: when this one began to look for the others, since when it may have been stopped; `internal`:
+        source files in which nobody's line lies.
         """
         self._rank, self._patience = rank, patience
         self._pids = {member.rank: member.pid for member in members}
@@ -48,7 +48,7 @@ class HostWatch:
             [member.pid for member in members],
             patience=Patience(patience, patience),
             readers=self._readers,
-            internal=INTERNAL,
+            internal=internal,
             show=None,
             requests=ByFile(folder, rank, self._pids, self.beats),
         )

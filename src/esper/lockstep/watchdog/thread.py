@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from esper.lockstep.errors import LedgerError, StartError
 from esper.lockstep.proof.finding import Patience, ranks_text
-from esper.lockstep.record.ledger import Ledger
+from esper.lockstep.rank.recorder import Recorder
 from esper.lockstep.record.manifest import Manifest, Waits
 from esper.lockstep.report.diagnosis import Diagnosis
 from esper.lockstep.report.verdict import read_report, write_report
@@ -43,11 +43,17 @@ class WatchThread(threading.Thread):
     """One rank's."""
 
     def __init__(
-        self, meeting: Meeting, folder: Path, ledger: Ledger, patience: float, raiser: Raiser | None
+        self,
+        meeting: Meeting,
+        folder: Path,
+        recorder: Recorder,
+        patience: float,
+        raiser: Raiser | None,
     ) -> None:
         """`raiser`: None where a verdict is to end the process."""
         super().__init__(name="esper.lockstep watchdog", daemon=True)
-        self._meeting, self._folder, self._ledger = meeting, folder, ledger
+        self._meeting, self._folder, self._ledger = meeting, folder, recorder.ledger
+        self._internal = recorder.internal
         self._patience, self._raiser = patience, raiser
         self._stopping = threading.Event()
         self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -140,6 +146,7 @@ class WatchThread(threading.Thread):
                 self._patience,
                 selector,
                 self._began,
+                self._internal,
             )
         found = self._watch.look()
         if self._watch.saw_an_end:

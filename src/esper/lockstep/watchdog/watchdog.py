@@ -67,7 +67,7 @@ class Watchdog:
             folder = self._folder = make_folder(run_dir, meeting.run, attempt)
             self._begin(meeting, folder, patience, action, run_dir is None)
         except BaseException:
-            self._undo_all()
+            self.leave()
             if self._folder is not None:
                 remove_own(self._folder, meeting.rank)
             raise
@@ -94,7 +94,7 @@ class Watchdog:
         ledger.heartbeat()
         self._undo.append(lambda: ledger.set_own_threads(0))
         meeting.enter(this_member(meeting.rank))
-        thread = self._thread = WatchThread(meeting, folder, ledger, patience, raiser)
+        thread = self._thread = WatchThread(meeting, folder, recorder, patience, raiser)
         if raiser is not None:
             raiser.alert = thread.alert
         thread.start()
@@ -155,9 +155,10 @@ class Watchdog:
         """Stop watching and recording on this rank; once. The others watch no more, either."""
         if self._thread is not None:
             self._thread.tell_of_stop()
-        self._undo_all()
+        self.leave()
 
-    def _undo_all(self) -> None:
+    def leave(self) -> None:
+        """Watch no more on this rank, whose program is over; the others go on."""
         while self._undo:
             self._undo.pop()()
         self._thread = None
@@ -168,7 +169,7 @@ class Watchdog:
         """The interpreter goes: the thread must be gone before it does. What it recorded stays as it is."""
         if self._recorder is not None:
             self._recorder.going()
-        self._undo_all()
+        self.leave()
 
     def __enter__(self) -> Watchdog:
         return self
@@ -205,3 +206,9 @@ def stop() -> None:
     """As `esper.lockstep.stop`."""
     if _process.watchdog is not None:
         _process.watchdog.stop()
+
+
+def leave() -> None:
+    """As `esper.lockstep.starting.leave`."""
+    if _process.watchdog is not None:
+        _process.watchdog.leave()
