@@ -21,9 +21,11 @@ PATIENCE = 1.0
 LONGER = 3.5
 
 
-def thread() -> threading.Thread:
-    (found,) = (one for one in threading.enumerate() if one.name == "esper.lockstep watchdog")
-    return found
+def await_end() -> None:
+    """Of the watchdog's thread, if it has not come already."""
+    for one in threading.enumerate():
+        if one.name == "esper.lockstep watchdog":
+            one.join(20)
 
 
 def stderr(capfd: pytest.CaptureFixture[str]) -> str:
@@ -36,7 +38,7 @@ def test_ranks_of_several_hosts_are_not_watched_and_it_is_said_once(
 ) -> None:
     monkeypatch.setattr(meeting, "host", lambda: f"host {ddp.rank}")
     with lockstep.start(patience=PATIENCE) as watchdog:
-        thread().join(20)
+        await_end()
         assert not watchdog.running
         # A verdict would be due: nobody here could say whose fault it is.
         if ddp.rank == 1:
@@ -55,7 +57,7 @@ def test_ranks_that_begin_at_different_places_are_not_watched(
     watchdog = lockstep.start(patience=PATIENCE)
     if ddp.rank == 0:
         dist.all_reduce(torch.ones(1), async_op=True)
-    thread().join(20)
+    await_end()
     assert not watchdog.running
     watchdog.stop()
     dist.barrier()
