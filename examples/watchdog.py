@@ -30,23 +30,28 @@ def main() -> None:
     parser.add_argument("--patience", type=float, default=300.0)
     parser.add_argument("--action", choices=("raise", "exit"), default="raise")
     parser.add_argument("--run-dir")
+    parser.add_argument("--backend", choices=("gloo", "nccl"), default="gloo", help="nccl: one GPU a rank")
     chosen = parser.parse_args()
 
-    join_job("gloo")  # init_process_group, for a job that torchrun may start again
+    device = torch.device("cpu")
+    if chosen.backend == "nccl":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    join_job(chosen.backend)  # init_process_group, for a job that torchrun may start again
     lockstep.start(chosen.patience, chosen.action, chosen.run_dir)
 
     rank = dist.get_rank()
     # What a restart is for: the second attempt goes well.
     breaks = rank == chosen.rank and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
     torch.manual_seed(0)
-    model = DistributedDataParallel(torch.nn.Linear(16, 4))
+    model = DistributedDataParallel(torch.nn.Linear(16, 4).to(device))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for step in range(1, chosen.steps + 1):
         fault = chosen.fault if breaks and step == chosen.at else None
         if fault is not None and fault != "skip":
             go_wrong(fault)
         optimizer.zero_grad()
-        loss = model(torch.randn(8, 16)).square().mean()
+        loss = model(torch.randn(8, 16, device=device)).square().mean()
         loss.backward()
         optimizer.step()
         if fault != "skip":

@@ -1,0 +1,44 @@
+"""The watchdog of a job on NCCL: one rank a GPU, so it takes two."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.nightly
+SCRIPT = Path(__file__).parent.parent.parent / "examples" / "watchdog.py"
+SECONDS = 180
+
+
+def run(*options: str) -> tuple[int, str]:
+    ranks = min(torch.cuda.device_count(), 4)
+    if ranks < 2:
+        pytest.skip(f"NCCL takes one GPU a rank, and torch sees {ranks}")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    done = subprocess.run(
+        [*launch, str(SCRIPT), "--backend", "nccl", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_healthy_job_hears_nothing() -> None:
+    status, said = run()
+    assert (status, "lockstep" in said) == (0, False), said
+
+
+# To raise in a thread that waits for a stream takes an abort of the group, which is not done yet.
+def test_a_skipped_barrier_is_named_and_every_rank_ends() -> None:
+    status, said = run("--break", "skip", "--action", "exit")
+    assert status != 0
+    assert said.count("lockstep: ") == 1, said
+    assert "barrier #10" in said
+    assert "is in all_reduce #10" in said
+    assert "exitcode  : 3 " in said
