@@ -10,6 +10,7 @@ from selectors import EpollSelector
 from esper.lockstep.proof.finding import Patience
 from esper.lockstep.proof.prove import only_time_decides
 from esper.lockstep.record.entry import State
+from esper.lockstep.record.ledger import DEFAULT_CAPACITY
 from esper.lockstep.record.reader import LedgerReader
 from esper.lockstep.report.diagnosis import Diagnosis, Report
 from esper.lockstep.run.process import state
@@ -22,6 +23,8 @@ from esper.lockstep.watchdog.skim import Skim
 BEAT = 0.5  # seconds between two looks
 # Of a watchdog that has not been heard of for so long another takes the lead.
 _SILENT = 5 * BEAT
+# Who does not lead reads only what would be written over: so many records are a quarter of a ledger.
+_BEHIND = DEFAULT_CAPACITY // 4
 # A thread that was not run for longer than this was stopped, or the whole machine was.
 _GAP = 4 * BEAT
 
@@ -63,14 +66,21 @@ class HostWatch:
         """One look at the others; what came of it, if this rank leads."""
         now = time.monotonic()
         self._mind_the_gap(now)
-        judged = self._skim.pass_over()
         self.saw_an_end = self._processes.ended(now, self.supervisor.ended)
+        leads = self._leads(now)
+        if not leads and not self._falls_behind():
+            return None
+        judged = self._skim.pass_over()
+        if not leads:
+            if not judged:  # or it would never come to know the groups, and look at all again each time
+                self.supervisor.read()
+            return None
         before, self._positions = self._positions, [reader.written() for reader in self._readers]
         moving = len(before) == len(self._positions) and all(
             now_at > then for now_at, then in zip(self._positions, before, strict=True)
         )
         healthy = judged and moving and only_time_decides(self.supervisor.view)
-        if healthy or not self._leads(now):
+        if healthy:
             return None
         self.supervisor.patience = self._present_patience(now)
         return self.supervisor.poll()
@@ -97,6 +107,10 @@ class HostWatch:
         self._processes.close()
         for reader in self._readers:
             reader.close()
+
+    def _falls_behind(self) -> bool:
+        """Whether the others may soon write over what this rank, which does not lead, has not read."""
+        return any(reader.written() - reader.position > _BEHIND for reader in self._readers)
 
     def _leads(self, now: float) -> bool:
         return not any(self.beats(rank, now) for rank in self._pids if rank < self._rank)

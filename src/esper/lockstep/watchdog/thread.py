@@ -29,6 +29,8 @@ from esper.lockstep.watchdog.sockets import shut_connections_to
 _ALERT, _ALERT_LASTS = 0.005, 3.0
 # The same until all have come, at first: what goes wrong before that is not seen while it does.
 _MEETING, _MEETING_LASTS = 0.05, 5.0
+# For so long what has changed in the folder is looked at again.
+_NEWS_FOR = 4 * BEAT
 STATUS = 3  # as that of `python -m esper.lockstep run`
 # What nothing can be raised in by then is ended.
 _RAISED_WITHIN = 10.0
@@ -63,6 +65,7 @@ class WatchThread(threading.Thread):
         self._told_who_lacks = False
         self._forked = False
         self._alert_until = 0.0
+        self._changed = 0.0  # the folder, when looked at last
         self.found = False  # a verdict
 
     def run(self) -> None:
@@ -72,8 +75,7 @@ class WatchThread(threading.Thread):
                 selector.register(self._wake, EVENT_READ)
                 while not self._stopping.is_set():
                     self._ledger.heartbeat()
-                    answer(self._folder, self._ledger.rank)
-                    diagnosis = self._verdict() or self._look(selector)
+                    diagnosis = (self._news() and self._read_news()) or self._look(selector)
                     if diagnosis is not None:
                         self._act(diagnosis)
                         return
@@ -121,6 +123,20 @@ class WatchThread(threading.Thread):
         return all(
             rank in gone or told(self._folder, rank, Word.LEFT) for rank in range(self._meeting.world_size)
         )
+
+    def _news(self) -> bool:
+        """Whether somebody may have left something in the folder since the last look."""
+        try:
+            changed = os.stat(self._folder).st_mtime
+        except OSError:  # taken away
+            return True
+        before, self._changed = self._changed, changed
+        # Its clock ticks every few milliseconds only: after one change another may bear the same time.
+        return changed != before or abs(time.time() - changed) < _NEWS_FOR
+
+    def _read_news(self) -> Diagnosis | None:
+        answer(self._folder, self._ledger.rank)
+        return self._verdict()
 
     def _pause(self) -> float:
         now = time.monotonic()

@@ -249,3 +249,23 @@ def test_ten_minutes_of_training(tmp_path: Path) -> None:
         within=700.0,
     )
     assert_silent(done)
+
+
+def test_who_does_not_lead_keeps_up(tmp_path: Path) -> None:
+    done = job(
+        tmp_path,
+        """
+        for _ in range(5000):
+            dist.all_reduce(x)
+        readers, end = dog._thread._watch._readers, time.monotonic() + 10
+        def behind():
+            return max(one.written() - one.position for one in readers)
+        while behind() > 2048 and time.monotonic() < end:
+            time.sleep(0.05)
+        note("behind", behind())
+        dist.barrier()
+        """,
+        ranks=2,
+    )
+    assert_silent(done)
+    assert max(done.notes("behind").values()) <= 2048
