@@ -14,7 +14,9 @@ PROGRAM = Path(__file__).parent / "program_life.py"
 
 
 @contextmanager
-def torchrun(folder: Path, *words: str, ranks: int, restarts: int = 0) -> Iterator[subprocess.Popen[bytes]]:
+def torchrun(
+    folder: Path, *words: str, ranks: int, restarts: int = 0, program: Path = PROGRAM
+) -> Iterator[subprocess.Popen[bytes]]:
     """The agent of a job of `ranks`, which writes to FOLDER/output; ended, with its ranks, on leaving."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     quiet = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -23,7 +25,7 @@ def torchrun(folder: Path, *words: str, ranks: int, restarts: int = 0) -> Iterat
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "output").open("wb") as output:
         agent = subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", *options, str(PROGRAM), str(folder), *words],
+            [sys.executable, "-m", "torch.distributed.run", *options, str(program), str(folder), *words],
             env={**os.environ, "PYTHONPATH": path, **quiet},
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -38,7 +38,7 @@ _LOADED = (
     "esper.lockstep.run.launch",
 )
 # torchrun gives those that it ends 30 s before it kills them; here nobody has anything to save.
-_BETWEEN_LOOKS = 0.1
+_BETWEEN_LOOKS, _REAPED_AFTER = 0.02, 0.3
 _OTHERS_END_WITHIN, _TERMINATED_WITHIN = 12.0, 1.0
 PATIENCE = 60.0  # of jobs whose fault is proved
 
@@ -224,13 +224,16 @@ def _be_agent(arguments: Sequence[str]) -> NoReturn:
 
 def _wait(children: Sequence[int]) -> dict[int, int]:
     ends: dict[int, int] = {}
+    seen: dict[int, float] = {}
     failed_at: float | None = None
     while len(ends) < len(children):
-        # As torchrun, which looks 10 times a second at most: how a process has ended can be read until then.
         time.sleep(_BETWEEN_LOOKS)
         for child in set(children) - ends.keys():
-            pid, status = os.waitpid(child, os.WNOHANG)
-            if pid:
+            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                continue
+            # How a process has ended can be read by others only until it is reaped.
+            if time.monotonic() > seen.setdefault(child, time.monotonic()) + _REAPED_AFTER:
+                pid, status = os.waitpid(child, 0)
                 ends[pid] = os.waitstatus_to_exitcode(status)
                 if ends[pid] and failed_at is None:
                     failed_at = time.monotonic()

@@ -58,7 +58,7 @@ FAULTS = {
         "frozen", "dist.distributed_c10d._get_default_store().get('never')  # guilty"
     ),
 }
-USUAL = ("skips", "killed", "raises", "sleeps")
+USUAL = ("skips", "killed", "raises")
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ NEVER = (
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in ("store", "loader") else LONG) for name in ELSEWHERE]
+    "name", [pytest.param(name, marks=() if name == "loader" else LONG) for name in ELSEWHERE]
 )
 def test_who_is_elsewhere_raises_there(name: str, tmp_path: Path, finished: list[Job]) -> None:
     begun = time.monotonic()

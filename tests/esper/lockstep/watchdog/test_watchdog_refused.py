@@ -141,6 +141,7 @@ def test_a_rank_that_never_starts_is_named_by_the_others(tmp_path: Path) -> None
     assert done.err == ("lockstep: not watching yet: rank 1 did not call lockstep.start() in 1 s\n", "", "")
 
 
+@pytest.mark.stress
 def test_starts_at_different_places_are_told(tmp_path: Path) -> None:
     done = job(
         tmp_path,

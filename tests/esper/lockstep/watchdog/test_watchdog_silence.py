@@ -143,6 +143,7 @@ def test_a_job_that_is_stopped_as_a_whole_goes_on(tmp_path: Path) -> None:
     assert_silent(done)
 
 
+@LONG
 def test_groups_that_are_made_anew(tmp_path: Path) -> None:
     done = job(
         tmp_path,
@@ -255,7 +256,7 @@ def test_who_does_not_lead_keeps_up(tmp_path: Path) -> None:
     done = job(
         tmp_path,
         """
-        for _ in range(5000):
+        for _ in range(3000):
             dist.all_reduce(x)
         readers, end = dog._thread._watch._readers, time.monotonic() + 10
         def behind():
