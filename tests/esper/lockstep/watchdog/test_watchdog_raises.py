@@ -73,9 +73,7 @@ NEVER = (
 )
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "loader" else LONG) for name in ELSEWHERE]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=LONG) for name in ELSEWHERE])
 def test_who_is_elsewhere_raises_there(name: str, tmp_path: Path, finished: list[Job]) -> None:
     begun = time.monotonic()
     done = job(

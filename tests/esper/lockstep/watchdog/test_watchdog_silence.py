@@ -252,6 +252,7 @@ def test_ten_minutes_of_training(tmp_path: Path) -> None:
     assert_silent(done)
 
 
+@LONG
 def test_who_does_not_lead_keeps_up(tmp_path: Path) -> None:
     done = job(
         tmp_path,
