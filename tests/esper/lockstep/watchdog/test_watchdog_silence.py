@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.esper.lockstep.watchdog.jobs import Job, job, pids, wait_for
+from tests.esper.lockstep.watchdog.jobs import Job, job, pids, take_away, wait_for
 
 LONG = pytest.mark.stress
 
@@ -88,6 +88,7 @@ def test_ends(name: str, tmp_path: Path) -> None:
 
 def test_processes_that_end_themselves_leave_only_their_ledgers(tmp_path: Path) -> None:
     done = job(tmp_path, "dist.barrier(); os._exit(0)")
+    take_away(done)
     assert done.said == ""
     assert done.err == ("", "", "")
     assert done.statuses == (0, 0, 0)
@@ -115,6 +116,7 @@ def test_a_signal_to_all_is_nobodys_fault(number: signal.Signals, tmp_path: Path
     assert set(done.statuses) <= {-number, 1}
     for folder in done.run_folders:
         assert number == signal.SIGTERM or not folder.exists()
+    take_away(done)
 
 
 @LONG
