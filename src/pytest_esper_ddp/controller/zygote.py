@@ -159,8 +159,9 @@ class ZygoteClient:
                 message = self._take(self._receive())
                 if isinstance(message, kind):
                     return message
+                stopped = False
             else:
-                # Twice: where a whole session is stopped and goes on, this process may be the first to.
+                # Twice in a row: where a whole session is stopped and goes on, this process may be the first to.
                 before, stopped = stopped, state(self._process.pid) == "T"
                 if before and stopped:
                     self._was_stopped = True
