@@ -161,7 +161,7 @@ class ZygoteClient:
                     return message
                 stopped = False
             else:
-                # Twice in a row: where a whole session is stopped and goes on, this process may be the first to.
+                # Twice in a row: where a whole session is stopped and goes on, this may be the first to.
                 before, stopped = stopped, state(self._process.pid) == "T"
                 if before and stopped:
                     self._was_stopped = True
