@@ -108,6 +108,8 @@ def terminal(
     code, at_end = seen.ended.code, seen.ended.at
     if excuse and code == SIGABRT and waits.get(rank):
         return None  # gloo aborts a rank on a size that its peer got wrong
+    if code is None:  # a program that ends by itself leaves word
+        return "crashed", at_end, Where("killed", site=last, detail="its process is gone")
     kind, where = _as_told(code, last)
     return kind, at_end, where
 

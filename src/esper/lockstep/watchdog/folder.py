@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import stat
@@ -11,8 +12,10 @@ from enum import StrEnum
 from pathlib import Path
 
 from esper.lockstep.errors import StartError
+from esper.lockstep.report.verdict import NAME as VERDICT
 
-_PREFIX = "lockstep."
+_PREFIX, _DIGITS = "lockstep.", 16
+_HELD = "held"
 
 
 def make_folder(run_dir: Path | None, token: str, restart: int) -> Path:
@@ -21,12 +24,14 @@ def make_folder(run_dir: Path | None, token: str, restart: int) -> Path:
     """
     if run_dir is None:
         base = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
-        path = base / f"{_PREFIX}{token[:16]}"
+        path = base / f"{_PREFIX}{token[:_DIGITS]}"
     else:
         path = run_dir.absolute() / f"attempt-{restart}-{token[:8]}"
     what = (
         f"run_dir {str(run_dir)!r}" if run_dir is not None else f"a folder for the ledgers in {path.parent}"
     )
+    if run_dir is None:
+        sweep(path.parent)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
@@ -38,17 +43,56 @@ def make_folder(run_dir: Path | None, token: str, restart: int) -> Path:
     return path
 
 
-def remove_folder(path: Path) -> None:
-    """Leave nothing of a run that had no verdict."""
-    shutil.rmtree(path, ignore_errors=True)
+def hold(path: Path) -> int | None:
+    """Keep the folder from being swept for as long as the file is open, here or in a forked child, whose
+    number this returns; None where it was swept just before, or can't be held.
+    """
+    try:
+        file = os.open(path / _HELD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file), (path / _HELD).stat()):
+            return file
+    except OSError:
+        pass
+    os.close(file)
+    return None
+
+
+def sweep(base: Path) -> None:
+    """Remove what runs without a verdict have left whose ranks were all killed: it lies in memory."""
+    for path in base.glob(f"{_PREFIX}{'[0-9a-f]' * _DIGITS}"):
+        with suppress(OSError):
+            if path.lstat().st_uid == os.geteuid():
+                remove_if_left(path)
+
+
+def remove_if_left(path: Path) -> None:
+    """Leave nothing of a run that had no verdict. Raises OSError where somebody holds it, or nobody ever
+    did.
+    """
+    if (path / VERDICT).exists():
+        return
+    file = os.open(path / _HELD, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(path, ignore_errors=True)
+    finally:
+        os.close(file)
 
 
 def remove_own(path: Path, rank: int) -> None:
     """Leave nothing of a rank that could not begin."""
-    with suppress(OSError):  # not empty: the others have
+    with suppress(OSError):  # the others hold it, or have left something
         for file in path.glob(f"rank{rank}.*"):
             file.unlink()
-        path.rmdir()
+        names = {one.name for one in path.iterdir()}
+        if not names:
+            path.rmdir()
+        elif names == {_HELD}:
+            remove_if_left(path)
 
 
 class Word(StrEnum):
@@ -56,7 +100,6 @@ class Word(StrEnum):
 
     KNOWS = "knows"  # the verdict
     STOPPED = "stopped"  # its program goes on, and nobody records it
-    LEFT = "left"  # it watches no more, and needs nothing here
 
 
 def tell(folder: Path, rank: int, word: Word) -> None:

@@ -13,6 +13,8 @@ from esper.lockstep.run.process import ending, wait_status
 # Who ends a job signals one rank after the other: what its first victim did to the others is no news.
 _ENDED_FROM_OUTSIDE = frozenset({-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP})
 _HOLD_BACK = 2.0
+# Whoever started it was told first, so how it ended can't be read. If others are ended, too, then now.
+_HOLD_UNKNOWN = 0.5
 
 
 class Processes:
@@ -46,7 +48,8 @@ class Processes:
             os.close(self._files.pop(rank))
             status = wait_status(pid) if ending(pid) else None
             code = None if status is None else os.waitstatus_to_exitcode(status)
-            self._held[rank] = now + (_HOLD_BACK if code in _ENDED_FROM_OUTSIDE else 0.0), code
+            hold = _HOLD_BACK if code in _ENDED_FROM_OUTSIDE else _HOLD_UNKNOWN if code is None else 0.0
+            self._held[rank] = now + hold, code
         for rank, (at, code) in list(self._held.items()):
             if now >= at:
                 del self._held[rank]

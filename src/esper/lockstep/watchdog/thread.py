@@ -66,7 +66,6 @@ class WatchThread(threading.Thread):
         self._forked = False
         self._alert_until = 0.0
         self._changed = 0.0  # the folder, when looked at last
-        self.found = False  # a verdict
 
     def run(self) -> None:
         """Until a verdict, a failure of our own, or `stop`."""
@@ -116,13 +115,6 @@ class WatchThread(threading.Thread):
     def forget(self) -> None:
         """In a forked child, in which there is no such thread."""
         self._forked = True
-
-    def all_have_left(self) -> bool:
-        """Whether every other rank of this host is gone, or watches no more: nobody needs the folder."""
-        gone = {member.rank for member in self._members if not os.path.exists(f"/proc/{member.pid}")}
-        return all(
-            rank in gone or told(self._folder, rank, Word.LEFT) for rank in range(self._meeting.world_size)
-        )
 
     def _news(self) -> bool:
         """Whether somebody may have left something in the folder since the last look."""
@@ -230,7 +222,6 @@ class WatchThread(threading.Thread):
                     )
 
     def _act(self, diagnosis: Diagnosis) -> None:
-        self.found = True
         with suppress(OSError):
             write_stacks(self._folder, self._ledger.rank, None)
         raiser, rank = self._raiser, self._ledger.rank

@@ -22,7 +22,7 @@ from esper.lockstep.rank.stacks import answer_stack_requests
 from esper.lockstep.record.entry import State
 from esper.lockstep.record.ledger import Ledger
 from esper.lockstep.record.reader import LedgerReader
-from esper.lockstep.watchdog.folder import Word, make_folder, remove_folder, remove_own, tell
+from esper.lockstep.watchdog.folder import hold, make_folder, remove_if_left, remove_own
 from esper.lockstep.watchdog.hostwatch import BEAT
 from esper.lockstep.watchdog.meeting import Meeting, this_member
 from esper.lockstep.watchdog.raising import Raiser
@@ -65,14 +65,17 @@ class Watchdog:
             return  # it waits for nobody
         try:
             folder = self._folder = make_folder(run_dir, meeting.run, attempt)
-            self._begin(meeting, folder, patience, action, run_dir is None)
+            if (held := hold(folder)) is None:
+                raise StartError(str(folder), "it can't be held, or was swept away just now")
+            self._undo.append(partial(self._release, folder, held, passing=run_dir is None))
+            self._begin(meeting, folder, patience, action)
         except BaseException:
             self.leave()
             if self._folder is not None:
                 remove_own(self._folder, meeting.rank)
             raise
 
-    def _begin(self, meeting: Meeting, folder: Path, patience: float, action: str, passing: bool) -> None:
+    def _begin(self, meeting: Meeting, folder: Path, patience: float, action: str) -> None:
         interception = installed()
         if interception is None:
             interception = self._record(folder, meeting)
@@ -110,15 +113,16 @@ class Watchdog:
 
         os.register_at_fork(after_in_child=forked)
 
-        def leave() -> None:
-            thread.stop()
-            tell(folder, meeting.rank, Word.LEFT)
-            if passing and not thread.found and thread.all_have_left():
-                remove_folder(folder)
-
-        self._undo.append(leave)
+        self._undo.append(thread.stop)
         atexit.register(self._at_exit)
         self._undo.append(partial(atexit.unregister, self._at_exit))
+
+    def _release(self, folder: Path, held: int, *, passing: bool) -> None:
+        """The last of its ranks takes a folder away that was only for this run."""
+        os.close(held)
+        if passing:
+            with suppress(OSError):
+                remove_if_left(folder)
 
     def _record(self, folder: Path, meeting: Meeting) -> Interception:
         check_hooks()

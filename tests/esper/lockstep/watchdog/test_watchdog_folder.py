@@ -1,0 +1,63 @@
+"""What a run without a verdict leaves goes at the latest when another begins; how ends are told."""
+
+import os
+import subprocess
+import time
+from pathlib import Path
+from selectors import EpollSelector
+
+from esper.lockstep.watchdog.folder import hold, sweep
+from esper.lockstep.watchdog.processes import Processes
+
+
+def folder(base: Path, digit: str) -> Path:
+    path = base / f"lockstep.{digit * 16}"
+    path.mkdir(mode=0o700)
+    (path / "rank0.ledger").touch()
+    return path
+
+
+def test_only_what_nobody_holds_any_more_is_swept(tmp_path: Path) -> None:
+    left, living, judged, foreign = (folder(tmp_path, digit) for digit in "abcd")
+    other = tmp_path / "lockstep.of-another-kind"
+    other.mkdir()
+    for path in (left, judged, other):
+        file = hold(path)
+        assert file is not None
+        os.close(file)  # as its ranks' ends do
+    (judged / "verdict.json").touch()
+    held = hold(living)
+    assert held is not None
+    sweep(tmp_path)
+    # One whose ranks have not come to hold it yet may be about to begin.
+    assert {path.name for path in tmp_path.iterdir()} == {
+        path.name for path in (living, judged, foreign, other)
+    }
+    os.close(held)
+    sweep(tmp_path)
+    assert not living.exists()
+
+
+def test_a_folder_that_was_swept_before_it_was_held_is_not_taken_for_one_that_is(tmp_path: Path) -> None:
+    gone = folder(tmp_path, "a")
+    file = hold(gone)
+    assert file is not None
+    os.close(file)
+    sweep(tmp_path)
+    assert hold(gone) is None
+
+
+def test_a_process_that_was_reaped_by_others_is_told_a_little_later_without_its_end() -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    told: list[tuple[int, int | None]] = []
+    with EpollSelector() as selector:
+        processes = Processes(selector, {3: child.pid})
+        child.kill()
+        child.wait()
+        now = time.monotonic()
+        assert processes.ended(now, lambda rank, code: told.append((rank, code)))
+        # Whoever ends all of them ends this one, too, by then.
+        assert told == []
+        processes.ended(now + 1.0, lambda rank, code: told.append((rank, code)))
+        processes.close()
+    assert told == [(3, None)]
