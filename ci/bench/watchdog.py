@@ -162,6 +162,8 @@ def main() -> int:
     parser.add_argument("--cost", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error(f"--rounds={options.rounds} must be an integer >= 1")
     result: dict[str, Any] = {"faults": {}}
     good = True
     for name in options.faults:
