@@ -240,15 +240,12 @@ class Kernels:
         """A call raised before the backend took it. The next one has its number; a send's or a receive's is
         what a peer's end did.
         """
-        flags, peers_doing = Flag.FAILED, False
         if _refused(error) and not record.key.startswith("p2p:"):
-            flags |= Flag.REFUSED
             record.next, record.chain = record.next - 1, record.chain_before
-        else:
-            peers_doing = True
-        self.recorder.ledger.stamp(number, Time.WAIT_ENDED, flags, _OFFERED)
-        if peers_doing:
-            self.recorder.victim(error)
+            self.recorder.ledger.stamp(number, Time.WAIT_ENDED, Flag.FAILED | Flag.REFUSED, _OFFERED)
+            return
+        self.recorder.ledger.stamp(number, Time.WAIT_ENDED, Flag.FAILED, _OFFERED)
+        self.recorder.victim(error)
 
 
 def _caller() -> tuple[FrameType | None, int | None]:
