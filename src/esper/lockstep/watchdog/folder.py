@@ -16,6 +16,9 @@ from esper.lockstep.report.verdict import NAME as VERDICT
 
 _PREFIX, _DIGITS = "lockstep.", 16
 _HELD = "held"
+# Folders with a verdict that stay in memory when the next run begins: those of a program that is mended over
+# and over would fill it, at some 3.5 MB for four ranks.
+VERDICTS_KEPT = 5
 
 
 def make_folder(run_dir: Path | None, token: str, restart: int) -> Path:
@@ -62,19 +65,39 @@ def hold(path: Path) -> int | None:
 
 
 def sweep(base: Path) -> None:
-    """Remove what runs without a verdict have left whose ranks were all killed: it lies in memory."""
+    """Remove what this user's runs have left that nobody holds any more, since it lies in memory: of runs
+    without a verdict, whose ranks were all killed, and of all but the last few that had one.
+    """
+    judged = []
     for path in base.glob(f"{_PREFIX}{'[0-9a-f]' * _DIGITS}"):
         with suppress(OSError):
-            if path.lstat().st_uid == os.geteuid():
-                remove_if_left(path)
+            if path.lstat().st_uid != os.geteuid():
+                continue
+            if (at := _judged_at(path)) is None:
+                _remove_unless_held(path)
+            else:
+                judged.append((at, path))
+    for _, path in sorted(judged, reverse=True)[VERDICTS_KEPT:]:
+        with suppress(OSError):
+            _remove_unless_held(path)
 
 
 def remove_if_left(path: Path) -> None:
     """Leave nothing of a run that had no verdict. Raises OSError where somebody holds it, or nobody ever
     did.
     """
-    if (path / VERDICT).exists():
-        return
+    if _judged_at(path) is None:
+        _remove_unless_held(path)
+
+
+def _judged_at(path: Path) -> float | None:
+    try:
+        return (path / VERDICT).stat().st_mtime
+    except FileNotFoundError:
+        return None
+
+
+def _remove_unless_held(path: Path) -> None:
     file = os.open(path / _HELD, os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

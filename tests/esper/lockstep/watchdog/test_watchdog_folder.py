@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from selectors import EpollSelector
 
-from esper.lockstep.watchdog.folder import hold, sweep
+from esper.lockstep.watchdog.folder import VERDICTS_KEPT, hold, sweep
 from esper.lockstep.watchdog.processes import Processes
 
 
@@ -36,6 +36,30 @@ def test_only_what_nobody_holds_any_more_is_swept(tmp_path: Path) -> None:
     os.close(held)
     sweep(tmp_path)
     assert not living.exists()
+
+
+def test_the_last_few_verdicts_stay(tmp_path: Path) -> None:
+    by_age = [folder(tmp_path, digit) for digit in "50718234"[: VERDICTS_KEPT + 2]]
+    held = {}
+    for age, path in enumerate(by_age):
+        held[path] = hold(path)
+        (path / "verdict.json").touch()
+        os.utime(path / "verdict.json", (1e9 - age, 1e9 - age))
+    living = by_age[VERDICTS_KEPT]
+
+    def let_go(path: Path) -> None:
+        file = held[path]
+        assert file is not None
+        os.close(file)
+
+    for path in by_age:
+        if path != living:
+            let_go(path)
+    sweep(tmp_path)
+    assert set(tmp_path.iterdir()) == {*by_age[:VERDICTS_KEPT], living}
+    let_go(living)
+    sweep(tmp_path)
+    assert set(tmp_path.iterdir()) == set(by_age[:VERDICTS_KEPT])
 
 
 def test_a_folder_that_was_swept_before_it_was_held_is_not_taken_for_one_that_is(tmp_path: Path) -> None:
