@@ -213,17 +213,15 @@ def test_thousands_of_collectives_a_second(seconds: float, tmp_path: Path) -> No
             for _ in range(500):
                 dist.all_reduce(x)
             count += 500
-            x.fill_(float(time.monotonic() > end))
+            x.fill_(float(time.monotonic() > end and count > 1 << 15))  # four times what the ring holds
             dist.all_reduce(x)
-            over = bool(x[0])
-        note("count", count)
+            over = x[0] > world - 1
         """,
         ranks=4,
         start="patience=3",
-        within=seconds + 60.0,
+        within=seconds + 500.0,
     )
     assert_silent(done)
-    assert done.notes("count")[0] > 1 << 14  # more than the ring holds
 
 
 @LONG
