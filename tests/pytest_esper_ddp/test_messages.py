@@ -64,7 +64,7 @@ MESSAGES = (
     Forked((10, 11)),
     Exited(10, -9),
     Broken("no torch"),
-    RunTest("test_it.py::test", None, "1 test", (Fault(kind="skip", rank=1),)),
+    RunTest("test_it.py::test", None, "1 test", (Fault(kind="skip", rank=1),), judged=True),
     EndWorld(),
     Up(captured=2),
     Debugger(post_mortem=True, rank=1),

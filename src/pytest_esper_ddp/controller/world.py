@@ -153,7 +153,8 @@ class World:
         if os.path.lexists(self._shared):  # a test that asks for it makes it
             shutil.rmtree(self._shared, ignore_errors=True)
         for rank, channel in enumerate(self.channels):
-            order = RunTest(nodeid, next_nodeid, test.name, scenario.faults)
+            judged = scenario.lockstep == "enforce"
+            order = RunTest(nodeid, next_nodeid, test.name, scenario.faults, judged)
             with suppress(Closed):  # it died between tests: its exit says so
                 send(channel, order)
             test.selector.register(channel, selectors.EVENT_READ, rank)

@@ -165,6 +165,7 @@ class Worker:
         if self.interception is None:
             self.recorder.begin(order.name)
         else:
+            self.interception.judged = order.judged
             self.interception.begin(order.name)
         injector = Injector(order.faults, self.rank, self.recorder, self.interception)
         error, stops = None, False

@@ -136,12 +136,13 @@ class BecomeRank:
 
 @dataclass(frozen=True)
 class RunTest:
-    """Run one item; `name` is what its records in the ledger begin with."""
+    """Run one item; `name` is what its records in the ledger begin with. `judged`: a verdict ends it."""
 
     nodeid: str
     next_nodeid: str | None
     name: str
     faults: tuple[Fault, ...]
+    judged: bool
 
 
 @dataclass(frozen=True)

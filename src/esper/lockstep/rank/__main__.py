@@ -71,6 +71,7 @@ def _interception(run_dir: Path, rank: int, world_size: int) -> Interception:
     from esper.lockstep.record.ledger import Ledger
 
     interception = Interception(Recorder(Ledger(run_dir, rank, world_size)))
+    interception.judged = True
     interception.install()
     see_who_joins(interception.recorder, interception.groups)
     return interception

@@ -47,6 +47,8 @@ class Interception:
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
+        # Whether somebody outside ends the job at a verdict: a watchdog in it would find the same once more.
+        self.judged = False
         self.groups = Groups(recorder)
         self.replicas = Replicas(recorder, self.groups)
         self._after: After = {}

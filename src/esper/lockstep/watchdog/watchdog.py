@@ -53,11 +53,16 @@ class Watchdog:
 
     @property
     def running(self) -> bool:
-        """Whether it watches: False where something kept it from that, and after its verdict or `stop`."""
+        """Whether it watches: False where something kept it from that, where somebody outside does, and after
+        its verdict or `stop`.
+        """
         return self._thread is not None and self._thread.is_alive()
 
     def begin(self, patience: float, action: str, run_dir: Path | None) -> None:
         """Raises StartError, LedgerError or InterceptionUnavailable, and has then left nothing behind."""
+        present = installed()
+        if present is not None and present.judged:
+            return
         attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
         meeting = Meeting(_process.meetings, attempt)
         _process.meetings += 1
