@@ -49,3 +49,10 @@ def test_a_skipped_barrier(ddp: DDP) -> None:
 @pytest.mark.ddp_expect("watchdog", guilty=[0], raises=LockstepError, within=PATIENCE + 3.0)
 def test_a_sleeping_rank(ddp: DDP) -> None:
     train(ddp, steps=10_000)
+
+
+@pytest.mark.ddp(backend="gloo", lockstep="observe")
+@pytest.mark.ddp_fault("stop", rank=0, op="barrier", nth=2)
+@pytest.mark.ddp_expect("watchdog", guilty=[0], raises=LockstepError, within=PATIENCE + 3.0)
+def test_a_stopped_rank(ddp: DDP) -> None:
+    train(ddp, steps=10_000)

@@ -122,6 +122,7 @@ class Word(StrEnum):
     """What a rank's watchdog tells the others of its host by a file."""
 
     KNOWS = "knows"  # the verdict
+    APART = "apart"  # it has let go of the others: nothing of theirs completes here any more
     STOPPED = "stopped"  # its program goes on, and nobody records it
 
 

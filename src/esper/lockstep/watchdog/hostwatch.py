@@ -52,6 +52,7 @@ class HostWatch:
             patience=Patience(patience, patience),
             readers=self._readers,
             internal=internal,
+            wake=False,  # or what the others wait in would complete: see `WatchThread._continue_stopped`
             show=None,
             requests=ByFile(folder, rank, self._pids, self.beats),
         )

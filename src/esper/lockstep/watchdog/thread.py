@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ from esper.lockstep.rank.recorder import Recorder
 from esper.lockstep.record.manifest import Manifest, Waits
 from esper.lockstep.report.diagnosis import Diagnosis
 from esper.lockstep.report.verdict import read_report, write_report
+from esper.lockstep.run.process import started, state
 from esper.lockstep.watchdog.folder import Word, tell, told
 from esper.lockstep.watchdog.hostwatch import BEAT, HostWatch
 from esper.lockstep.watchdog.meeting import Meeting, Member
@@ -38,7 +40,7 @@ _RAISED_WITHIN = 10.0
 _NEXT_MEANS_AFTER = 0.5
 _FLUSHED_WITHIN = 1.0
 # Each looks for a verdict once a beat.
-_ALL_KNOW_WITHIN, _BETWEEN_QUESTIONS = 2 * BEAT, 0.005
+_ALL_WITHIN, _BETWEEN_QUESTIONS = 2 * BEAT, 0.005
 
 
 class WatchThread(threading.Thread):
@@ -227,53 +229,77 @@ class WatchThread(threading.Thread):
         raiser, rank = self._raiser, self._ledger.rank
         if raiser is None:
             tell(self._folder, rank, Word.KNOWS)
-            self._await_others()
+            self._await_others(Word.KNOWS)
             self._end()
         stuck = raiser.waiting_threads()
-        # Who is elsewhere takes longer to reach; the others wait for that.
+        # Whoever started the ranks ends all of them once one has ended: each is to say it before that. Who is
+        # elsewhere takes longer to reach; the others wait for it.
         if stuck:
             tell(self._folder, rank, Word.KNOWS)
-            self._await_others()
+            self._await_others(Word.KNOWS)
         raiser.know(diagnosis)
         self._raise(raiser, stuck)
         tell(self._folder, rank, Word.KNOWS)
 
-    def _await_others(self) -> None:
-        """Whoever started the ranks ends all of them once one has ended: each is to say it before that."""
-        end = time.monotonic() + _ALL_KNOW_WITHIN
-        while time.monotonic() < end and not self._stopping.is_set():
+    def _await_others(self, word: Word, *, stopping: bool = False) -> None:
+        """For a moment, until all whose watchdogs live have left this word; `stopping`: also while this one
+        is to stop.
+        """
+        end = time.monotonic() + _ALL_WITHIN
+        while time.monotonic() < end and (stopping or not self._stopping.is_set()):
             watching = [member.rank for member in self._members if self._watches(member.rank)]
-            if all(told(self._folder, rank, Word.KNOWS) for rank in watching):
+            if all(told(self._folder, rank, word) for rank in watching):
                 return
             time.sleep(_BETWEEN_QUESTIONS)
+
+    def _continue_stopped(self) -> None:
+        """A stopped rank can neither raise nor end. Continued while another is still connected to it, it
+        would complete what that one waits in, and both would go on.
+        """
+        stopped = [
+            member.pid
+            for member in self._members
+            if state(member.pid) == "T" and started(member.pid) == member.started  # and no other's number
+        ]
+        if stopped:
+            self._await_others(Word.APART, stopping=True)
+        for pid in stopped:
+            with suppress(OSError):  # killed meanwhile
+                os.kill(pid, signal.SIGCONT)
 
     def _watches(self, rank: int) -> bool:
         return rank == self._ledger.rank or (self._watch is not None and self._watch.beats(rank))
 
     def _raise(self, raiser: Raiser, stuck: Collection[int]) -> None:
+        if self._stopping.is_set():
+            return
         main = os.getpid()  # the kernel's id of it; Python has the parent's after a fork
         peers = [member.pid for member in self._members if member.pid != os.getpid()]
         end = time.monotonic() + _RAISED_WITHIN
-        ports: Sequence[int] = ()
+        shut_connections_to(peers)
+        tell(self._folder, self._ledger.rank, Word.APART)
+        # In a collective it raises by itself then; in the midst of torch a handler would.
+        if not stuck:
+            raiser.signal_main()
+        self._continue_stopped()
         wait = _NEXT_MEANS_AFTER if stuck else _ALERT
-        while not raiser.raised.is_set() and not self._stopping.is_set():
-            shut_connections_to(peers, ports)
-            # In a collective it raises by itself then; in the midst of torch a handler would.
-            if not stuck or (ports and main in stuck):
-                raiser.signal_main()
-            if raiser.raised.wait(wait):
-                return
-            wait, ports = _NEXT_MEANS_AFTER, self._meeting.store_ports()
-            stuck = raiser.waiting_threads()  # what it waited for may have come after all
+        while not raiser.raised.wait(wait) and not self._stopping.is_set():
             if time.monotonic() > end:
                 self._say(f"rank {self._ledger.rank} can't be made to raise, so it ends")
                 self._end()
+            wait = _NEXT_MEANS_AFTER
+            stuck = raiser.waiting_threads()  # what it waited for may have come after all
+            shut_connections_to(peers, self._meeting.store_ports())
+            if not stuck or main in stuck:
+                raiser.signal_main()
 
     def _end(self) -> NoReturn:
         # Whoever is stuck may hold the lock of a stream.
         flushing = threading.Thread(target=_flush, daemon=True)
         flushing.start()
         flushing.join(_FLUSHED_WITHIN)
+        tell(self._folder, self._ledger.rank, Word.APART)
+        self._continue_stopped()
         os._exit(STATUS)
 
     def _say(self, text: str) -> None:
