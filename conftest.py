@@ -6,8 +6,8 @@ import signal
 # Tests of the plugin run pytest inside pytest.
 pytest_plugins = ["pytester"]
 
-# Read when torch is loaded. Its threads spin while they wait for one that has no processor: on two that are
-# shared with other tests a search of small models' states took 70 s of them with two threads, and 7 s with one.
+# Read when torch is loaded. Its threads spin while they wait for one that has no processor: on two processors
+# shared with other tests, a search of small models' states took 70 s of them with two threads, 5 s with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A background job of a shell ignores Ctrl-C, and what it starts inherits that: so would the sessions that
