@@ -1,10 +1,13 @@
 """Who can be watched: what ranks tell each other when they begin, and when one of them stops."""
 
 import json
+import os
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from esper import lockstep
 from esper.lockstep.watchdog import meeting
 from esper.lockstep.watchdog.watchdog import _process
 from pytest_esper_ddp.handle import DDP
+from tests.esper.lockstep.watchdog.notes import watched_processes
 
 # Two heartbeats, and some looks more.
 PATIENCE = 1.0
@@ -99,3 +103,40 @@ def test_what_an_attempt_before_left_in_the_store_is_nobody(
         assert watchdog.running
         dist.barrier()
     assert "exited" not in stderr(capfd)
+
+
+def sockets() -> set[str]:
+    """Numbers of this process's sockets, of whatever kind."""
+    found = set()
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            kind, _, number = os.readlink(link).partition(":")
+            if kind == "socket":
+                found.add(number.strip("[]"))
+    return found
+
+
+def connected_to(number: str) -> int | None:
+    """The port of the other end; None for what is no TCP connection."""
+    for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
+        for row in Path(table).read_text().splitlines()[1:]:
+            fields = row.split()
+            if fields[9] == number and fields[3] == "01":
+                return int(fields[2].rpartition(":")[2], 16)
+    return None
+
+
+@pytest.mark.ddp(2, backend="gloo", lockstep="off")
+def test_one_connection_to_the_store_is_all_that_is_opened(ddp: DDP) -> None:
+    dist.barrier()
+    before = sockets()
+    watchdog = lockstep.start()
+    while watched_processes() < ddp.world_size:
+        time.sleep(0.01)
+    dist.barrier()
+    (opened,) = sockets() - before
+    store = meeting._innermost(c10d._get_default_store())
+    assert connected_to(opened) == store.port
+    dist.barrier()
+    watchdog.stop()
+    assert sockets() == before

@@ -47,8 +47,8 @@ def make_folder(run_dir: Path | None, token: str, restart: int) -> Path:
 
 
 def hold(path: Path) -> int | None:
-    """Keep the folder from being swept for as long as the file is open, here or in a forked child, whose
-    number this returns; None where it was swept just before, or can't be held.
+    """Keep the folder from being swept for as long as the file whose number this returns is open, here or in
+    a forked child; None where it was swept just before, or can't be held.
     """
     try:
         file = os.open(path / _HELD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -48,6 +48,7 @@ class Meeting:
             raise StartError("no process group", "call lockstep.start() after init_process_group()")
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self._number, self._attempt = number, attempt
+        self._store: Any = None
         if self.world_size == 1:
             return
         try:
@@ -97,6 +98,10 @@ class Meeting:
     def complete(self) -> bool:
         """Whether all had come when `members` was called last."""
         return len(self._found) == self.world_size
+
+    def leave(self) -> None:
+        """Give the connection back, for good: with it a file that is a store goes, as without a watchdog."""
+        self._store = None
 
     def store_ports(self) -> list[int]:
         """Where the job's store listens: who waits in it can be woken by the end of the connection."""

@@ -48,6 +48,7 @@ class Watchdog:
         self._undo: list[Callable[[], object]] = []
         self._thread: WatchThread | None = None
         self._folder: Path | None = None
+        self._held: int | None = None  # the file by which this rank holds the folder
         self._raiser: Raiser | None = None
         self._recorder: Recorder | None = None  # where nobody else records
 
@@ -68,11 +69,13 @@ class Watchdog:
         _process.meetings += 1
         if meeting.world_size == 1:
             return  # it waits for nobody
+        self._undo.append(meeting.leave)
         try:
             folder = self._folder = make_folder(run_dir, meeting.run, attempt)
             if (held := hold(folder)) is None:
                 raise StartError(str(folder), "it can't be held, or was swept away just now")
-            self._undo.append(partial(self._release, folder, held, passing=run_dir is None))
+            self._held = held
+            self._undo.append(partial(self._release, folder, passing=run_dir is None))
             self._begin(meeting, folder, patience, action)
         except BaseException:
             self.leave()
@@ -122,12 +125,17 @@ class Watchdog:
         atexit.register(self._at_exit)
         self._undo.append(partial(atexit.unregister, self._at_exit))
 
-    def _release(self, folder: Path, held: int, *, passing: bool) -> None:
+    def _release(self, folder: Path, *, passing: bool) -> None:
         """The last of its ranks takes a folder away that was only for this run."""
-        os.close(held)
+        self._let_go()
         if passing:
             with suppress(OSError):
                 remove_if_left(folder)
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def _record(self, folder: Path, meeting: Meeting) -> Interception:
         check_hooks()
@@ -153,6 +161,7 @@ class Watchdog:
     def _forget(self) -> None:
         """In a forked child, which is no rank: its end must take nothing away."""
         self._undo.clear()
+        self._let_go()  # or a worker that lives on would keep the last rank from taking the folder away
         self._recorder = None
         if self._raiser is not None:
             self._raiser.forget()

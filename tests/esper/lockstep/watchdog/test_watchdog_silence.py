@@ -59,6 +59,7 @@ def test_what_healthy_programs_do(tmp_path: Path) -> None:
             __import__("atexit")._run_exitfuncs()
             os._exit(0)
         os.waitpid(child, 0)
+        torch.multiprocessing.get_context("fork").Process(target=time.sleep, args=(99,), daemon=True).start()
         assert dog.running
         dist.barrier(group=dist.new_group())
         """,
