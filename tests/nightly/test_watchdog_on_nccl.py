@@ -34,7 +34,6 @@ def test_a_healthy_job_hears_nothing() -> None:
     assert (status, "lockstep" in said) == (0, False), said
 
 
-# To raise in a thread that waits for a stream takes an abort of the group, which is not done yet.
 def test_a_skipped_barrier_is_named_and_every_rank_ends() -> None:
     status, said = run("--break", "skip", "--action", "exit")
     assert status != 0
@@ -42,3 +41,17 @@ def test_a_skipped_barrier_is_named_and_every_rank_ends() -> None:
     assert "barrier #10" in said
     assert "is in all_reduce #10" in said
     assert "exitcode  : 3 " in said
+
+
+# The one that skips waits for its gradients' stream, the others in a barrier, which waits for one, too.
+@pytest.mark.parametrize("fault", ["skip", "sleep", "stop"])
+def test_every_rank_raises_out_of_its_wait_for_a_stream(fault: str) -> None:
+    status, said = run("--break", fault, "--patience", "5")
+    assert status != 0
+    assert said.count("lockstep: ") == 1, said
+    assert "can't be made to raise" not in said
+    ranks = min(torch.cuda.device_count(), 4)
+    assert [said.count(f"[rank{rank}]: esper.lockstep.errors.LockstepError: ") for rank in range(ranks)] == [
+        1
+    ] * ranks, said
+    assert "exitcode  : 1 " in said

@@ -20,6 +20,7 @@ from esper.lockstep.record.manifest import Manifest, Waits
 from esper.lockstep.report.diagnosis import Diagnosis
 from esper.lockstep.report.verdict import read_report, write_report
 from esper.lockstep.run.process import started, state
+from esper.lockstep.watchdog.aborting import NCCL, Aborting, backends
 from esper.lockstep.watchdog.folder import Word, tell, told
 from esper.lockstep.watchdog.hostwatch import BEAT, HostWatch
 from esper.lockstep.watchdog.meeting import Meeting, Member
@@ -36,6 +37,8 @@ _NEWS_FOR = 4 * BEAT
 STATUS = 3  # as that of `python -m esper.lockstep run`
 # What nothing can be raised in by then is ended.
 _RAISED_WITHIN = 10.0
+# Nobody else waits for it for longer.
+_ABORTED_WITHIN = 2.0
 # A thread that has not raised by then waits in the store, say, and not in gloo.
 _NEXT_MEANS_AFTER = 0.5
 _FLUSHED_WITHIN = 1.0
@@ -276,6 +279,13 @@ class WatchThread(threading.Thread):
         main = os.getpid()  # the kernel's id of it; Python has the parent's after a fork
         peers = [member.pid for member in self._members if member.pid != os.getpid()]
         end = time.monotonic() + _RAISED_WITHIN
+        if on_streams := backends(NCCL):
+            # Who waits for a stream goes on as if all were well; with the signal it raises there and then.
+            raiser.signal_main()
+            aborting = Aborting(on_streams)
+            aborting.start()
+            aborting.join(_ABORTED_WITHIN)
+        # NCCL's own are among them: at their end, without the abort, torch would end the process.
         shut_connections_to(peers)
         tell(self._folder, self._ledger.rank, Word.APART)
         # In a collective it raises by itself then; in the midst of torch a handler would.
