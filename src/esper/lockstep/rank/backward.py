@@ -8,6 +8,8 @@ from types import FrameType
 
 import torch
 
+from esper.lockstep.rank.threads import kernel_id
+
 # What autograd leaves Python from.
 ENGINE = getattr(getattr(torch.autograd.graph, "_engine_run_backward", None), "__code__", None)
 
@@ -24,4 +26,4 @@ def waiting_thread() -> tuple[FrameType | None, int]:
         return None, 0
     frame, ident = waiting[0]
     thread = next((one for one in threading.enumerate() if one.ident == ident), None)
-    return frame, thread.native_id or 0 if thread is not None else 0
+    return frame, kernel_id(thread) if thread is not None else 0

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from esper.lockstep.rank.stacks import stack_path
+from esper.lockstep.rank.threads import kernel_id
 from esper.lockstep.run.evidence import BySignal
 
 
@@ -68,16 +69,14 @@ def write_stacks(folder: Path, rank: int, thread: int | None) -> None:
     """Append all threads' stacks, as faulthandler writes them, that of `thread` (the kernel's id; None: the
     main thread) last and as the current one. Raises OSError.
     """
-    main = threading.main_thread()
-    wanted = os.getpid() if thread is None else thread
+    wanted = kernel_id(threading.main_thread()) if thread is None else thread
     frames = sys._current_frames()
     blocks, current = [], ""
     for one in threading.enumerate():
         frame = frames.get(one.ident or 0)
         if frame is None or one is threading.current_thread():
             continue
-        # After a fork Python still has the parent's id of the main thread.
-        is_wanted = (os.getpid() if one is main else one.native_id) == wanted
+        is_wanted = kernel_id(one) == wanted
         block = _block("Current thread" if is_wanted else "Thread", one.ident or 0, frame)
         if is_wanted:
             current = block

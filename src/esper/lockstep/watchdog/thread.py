@@ -16,6 +16,7 @@ from typing import NoReturn
 from esper.lockstep.errors import LedgerError, StartError
 from esper.lockstep.proof.finding import Patience, ranks_text
 from esper.lockstep.rank.recorder import Recorder
+from esper.lockstep.rank.threads import kernel_id
 from esper.lockstep.record.manifest import Manifest, Waits
 from esper.lockstep.report.diagnosis import Diagnosis
 from esper.lockstep.report.verdict import read_report, write_report
@@ -276,7 +277,7 @@ class WatchThread(threading.Thread):
     def _raise(self, raiser: Raiser, stuck: Collection[int]) -> None:
         if self._stopping.is_set():
             return
-        main = os.getpid()  # the kernel's id of it; Python has the parent's after a fork
+        main = kernel_id(threading.main_thread())
         peers = [member.pid for member in self._members if member.pid != os.getpid()]
         end = time.monotonic() + _RAISED_WITHIN
         if on_streams := backends(NCCL):
