@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
 import stat
 import tempfile
+import time
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +21,8 @@ _HELD = "held"
 # Folders with a verdict that stay in memory when the next run begins: those of a program that is mended over
 # and over would fill it, at some 3.5 MB for four ranks.
 VERDICTS_KEPT = 5
+# To remove a folder takes milliseconds; whoever sweeps may be kept from a processor meanwhile.
+_SWEPT_WITHIN, _BETWEEN_TRIES = 2.0, 0.005
 
 
 def make_folder(run_dir: Path | None, token: str, restart: int) -> Path:
@@ -46,22 +50,39 @@ def make_folder(run_dir: Path | None, token: str, restart: int) -> Path:
     return path
 
 
-def hold(path: Path) -> int | None:
-    """Keep the folder from being swept for as long as the file whose number this returns is open, here or in
-    a forked child; None where it was swept just before, or can't be held.
+def hold_folder(run_dir: Path | None, token: str, restart: int) -> tuple[Path, int]:
+    """The folder of the run, and the number of a file that keeps it from being swept for as long as it is
+    open, here or in a forked child. Raises StartError where it can't be had.
     """
-    try:
-        file = os.open(path / _HELD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError:
-        return None
+    end = time.monotonic() + _SWEPT_WITHIN
+    while True:
+        path = make_folder(run_dir, token, restart)
+        try:
+            return path, hold(path)
+        except (BlockingIOError, FileNotFoundError) as error:  # another's start sweeps
+            if time.monotonic() > end:
+                reason = f"for {_SWEPT_WITHIN:g} s another process has been sweeping it away"
+                raise StartError(str(path), reason) from error
+            time.sleep(_BETWEEN_TRIES)
+        except OSError as error:
+            with suppress(OSError):  # somebody else is in it
+                path.rmdir()
+            raise StartError(str(path), f"it can't be held ({error.strerror or error})") from error
+
+
+def hold(path: Path) -> int:
+    """What `hold_folder` does of a folder that there is. Raises FileNotFoundError where it was swept just
+    now, BlockingIOError where it is being swept, OSError where it can't be held.
+    """
+    file = os.open(path / _HELD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(file), (path / _HELD).stat()):
-            return file
+        if not os.path.samestat(os.fstat(file), (path / _HELD).stat()):
+            raise FileNotFoundError(errno.ENOENT, "swept away", str(path))
     except OSError:
-        pass
-    os.close(file)
-    return None
+        os.close(file)
+        raise
+    return file
 
 
 def sweep(base: Path) -> None:

@@ -22,7 +22,7 @@ from esper.lockstep.rank.stacks import answer_stack_requests
 from esper.lockstep.record.entry import State
 from esper.lockstep.record.ledger import Ledger
 from esper.lockstep.record.reader import LedgerReader
-from esper.lockstep.watchdog.folder import hold, make_folder, remove_if_left, remove_own
+from esper.lockstep.watchdog.folder import hold_folder, remove_if_left, remove_own
 from esper.lockstep.watchdog.hostwatch import BEAT
 from esper.lockstep.watchdog.meeting import Meeting, this_member
 from esper.lockstep.watchdog.raising import Raiser
@@ -71,10 +71,8 @@ class Watchdog:
             return  # it waits for nobody
         self._undo.append(meeting.leave)
         try:
-            folder = self._folder = make_folder(run_dir, meeting.run, attempt)
-            if (held := hold(folder)) is None:
-                raise StartError(str(folder), "it can't be held, or was swept away just now")
-            self._held = held
+            self._folder, self._held = hold_folder(run_dir, meeting.run, attempt)
+            folder = self._folder
             self._undo.append(partial(self._release, folder, passing=run_dir is None))
             self._begin(meeting, folder, patience, action)
         except BaseException:

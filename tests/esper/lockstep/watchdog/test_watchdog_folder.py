@@ -1,12 +1,17 @@
 """What a run without a verdict leaves goes at the latest when another begins; how ends are told."""
 
+import fcntl
 import os
+import shutil
 import subprocess
 import time
 from pathlib import Path
 from selectors import EpollSelector
 
-from esper.lockstep.watchdog.folder import VERDICTS_KEPT, hold, sweep
+import pytest
+
+from esper.lockstep.errors import StartError
+from esper.lockstep.watchdog.folder import VERDICTS_KEPT, hold, hold_folder, sweep
 from esper.lockstep.watchdog.processes import Processes
 
 
@@ -22,12 +27,9 @@ def test_only_what_nobody_holds_any_more_is_swept(tmp_path: Path) -> None:
     other = tmp_path / "lockstep.of-another-kind"
     other.mkdir()
     for path in (left, judged, other):
-        file = hold(path)
-        assert file is not None
-        os.close(file)  # as its ranks' ends do
+        os.close(hold(path))  # as its ranks' ends do
     (judged / "verdict.json").touch()
     held = hold(living)
-    assert held is not None
     sweep(tmp_path)
     # One whose ranks have not come to hold it yet may be about to begin.
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -47,28 +49,50 @@ def test_the_last_few_verdicts_stay(tmp_path: Path) -> None:
         os.utime(path / "verdict.json", (1e9 - age, 1e9 - age))
     living = by_age[VERDICTS_KEPT]
 
-    def let_go(path: Path) -> None:
-        file = held[path]
-        assert file is not None
-        os.close(file)
-
     for path in by_age:
         if path != living:
-            let_go(path)
+            os.close(held[path])
     sweep(tmp_path)
     assert set(tmp_path.iterdir()) == {*by_age[:VERDICTS_KEPT], living}
-    let_go(living)
+    os.close(held[living])
     sweep(tmp_path)
     assert set(tmp_path.iterdir()) == set(by_age[:VERDICTS_KEPT])
 
 
 def test_a_folder_that_was_swept_before_it_was_held_is_not_taken_for_one_that_is(tmp_path: Path) -> None:
     gone = folder(tmp_path, "a")
-    file = hold(gone)
-    assert file is not None
-    os.close(file)
+    os.close(hold(gone))
     sweep(tmp_path)
-    assert hold(gone) is None
+    with pytest.raises(FileNotFoundError):
+        hold(gone)
+
+
+@pytest.mark.parametrize("swept", [True, False])
+def test_a_folder_that_is_being_swept_is_made_anew(
+    swept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path := tmp_path / "attempt-0-0123abcd").mkdir(mode=0o700)
+    sweeping = (path / "held").open("w")
+    fcntl.flock(sweeping, fcntl.LOCK_EX)
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if swept and len(slept) == 3:
+            shutil.rmtree(path)
+            sweeping.close()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(time, "monotonic", lambda: sum(slept))
+    if swept:
+        found, held = hold_folder(tmp_path, "0123abcd" * 4, 0)
+        assert (found, len(slept)) == (path, 3)
+        assert os.path.samestat(os.fstat(held), (path / "held").stat())
+        os.close(held)
+    else:
+        with pytest.raises(StartError, match="for 2 s another process has been sweeping it away"):
+            hold_folder(tmp_path, "0123abcd" * 4, 0)
+        sweeping.close()
 
 
 def test_a_process_that_was_reaped_by_others_is_told_a_little_later_without_its_end() -> None:
