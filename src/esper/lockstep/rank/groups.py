@@ -251,3 +251,14 @@ def patch(holder: Any, name: str, value: Any) -> Callable[[], None]:
     functools.update_wrapper(value, original)
     setattr(holder, name, value)
     return lambda: setattr(holder, name, original)
+
+
+def patch_below(holder: Any, name: str, value: Any) -> Callable[[], None]:
+    """As `patch`; what somebody else has put on top by then is left there, with ours below it."""
+    put_back = patch(holder, name, value)
+
+    def put_back_unless_covered() -> None:
+        if getattr(holder, name) is value:
+            put_back()
+
+    return put_back_unless_covered

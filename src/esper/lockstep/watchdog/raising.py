@@ -15,13 +15,12 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
-import torch.autograd
 from torch.distributed import distributed_c10d as c10d
 
 from esper.lockstep.errors import LockstepError
-from esper.lockstep.rank.groups import patch
+from esper.lockstep.rank.escapes import Escapes
+from esper.lockstep.rank.groups import patch_below
 from esper.lockstep.rank.recorder import Recorder, is_victim
-from esper.lockstep.record.entry import Flag, Kind, Times
 from esper.lockstep.record.reader import LedgerReader
 from esper.lockstep.report.diagnosis import Diagnosis
 
@@ -30,8 +29,6 @@ from esper.lockstep.report.diagnosis import Diagnosis
 _VERDICT_WITHIN = 2.5
 # What has raised is not ended by whoever started it before the others could say what they wait for.
 _OTHERS_SAY_WITHIN = 0.7
-# Records to look at for what a rank waits in: nobody has more open calls than that.
-_OPEN = 256
 _STORE_WAITS = ("get", "multi_get", "wait", "barrier", "queue_pop")
 
 
@@ -40,7 +37,7 @@ class Raiser:
 
     def __init__(self, recorder: Recorder, reader: LedgerReader) -> None:
         """`reader`: of this rank's own ledger."""
-        self._recorder, self._reader = recorder, reader
+        self._recorder, self._escapes = recorder, Escapes(recorder, reader)
         self.diagnosis: Diagnosis | None = None
         self.raised = threading.Event()
         self.alert: Callable[[], None] = lambda: None  # tells the watchdog that something has failed here
@@ -56,8 +53,8 @@ class Raiser:
         """
         self._recorder.on_victim = self._see_victim
         self._undo.append(lambda: setattr(self._recorder, "on_victim", lambda error, polled: None))
-        self._see_backward()
-        self._see_functional()
+        self._escapes.install()
+        self._undo.append(self._escapes.uninstall)
         self._see_store()
         self._see_ends()
         if threading.current_thread() is self._main:
@@ -82,38 +79,7 @@ class Raiser:
 
     def waiting_threads(self) -> set[int]:
         """The kernel's ids of the threads that wait in a collective now."""
-        last, waits = self._open_calls()
-        return {
-            times.thread
-            for number, times in waits.items()
-            if not times.done and (not times.flags & Flag.NATIVE or last[times.thread] == number)
-        }
-
-    def _open_calls(self) -> tuple[dict[int, int], dict[int, Times]]:
-        """The last call of each thread, and all that are waited for."""
-        last: dict[int, int] = {}
-        waits: dict[int, Times] = {}
-        for number, kind, times in self._reader.since(self._reader.written() - _OPEN):
-            if kind != Kind.COLLECTIVE:
-                continue
-            last[times.thread] = number
-            waited = times.flags & Flag.WAITED or times.wait_begun
-            inside = times.wait_ended == 0.0 or times.wait_begun > times.wait_ended
-            if waited and inside:
-                waits[number] = times
-        return last, waits
-
-    def _from_collective(self, error: BaseException) -> bool:
-        """Whether this thread's last call is one from C++, whose end nobody sees, and `error` may be that."""
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        own = trace is not None and not self._recorder.is_internal(trace.tb_frame.f_code.co_filename)
-        if own or not isinstance(error, RuntimeError):
-            return False
-        last, waits = self._open_calls()
-        times = waits.get(last.get(threading.get_native_id(), -1))
-        return times is not None and bool(times.flags & Flag.NATIVE)
+        return self._escapes.waiting_threads()
 
     def signal_main(self) -> None:
         """Have the main thread raise at its next instruction of Python, or out of what it sleeps in."""
@@ -164,45 +130,6 @@ class Raiser:
 
         self._undo.append(give_back)
 
-    def _see_backward(self) -> None:
-        """What the reducer's collectives raise comes out of autograd, with no frame of ours on its way."""
-        engine = getattr(torch.autograd.graph, "_engine_run_backward", None)
-        if engine is None:
-            return
-
-        def run_backward(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return engine(*args, **kwargs)
-            except RuntimeError as error:
-                if isinstance(error, LockstepError):
-                    raise
-                if self._from_collective(error):
-                    self._recorder.victim(error)
-                raise
-
-        for holder in (torch.autograd.graph, torch.autograd):
-            if getattr(holder, "_engine_run_backward", None) is engine:
-                self._undo.append(patch(holder, "_engine_run_backward", run_backward))
-
-    def _see_functional(self) -> None:
-        """A functional collective waits in C++, too, where its result is first used."""
-        from torch.distributed import _functional_collectives as functional
-
-        holder = getattr(functional, "AsyncCollectiveTensor", None)
-        original = getattr(holder, "trigger_wait", None)
-        if original is None:
-            return
-
-        def trigger_wait(tensor: Any) -> Any:
-            try:
-                return original(tensor)
-            except RuntimeError as error:
-                if not isinstance(error, LockstepError) and self._from_collective(error):
-                    self._recorder.victim(error)
-                raise
-
-        self._undo.append(patch(holder, "trigger_wait", trigger_wait))
-
     def _see_store(self) -> None:
         """A wait in the store ends with its connection; until there is a verdict its errors are its own."""
 
@@ -211,7 +138,7 @@ class Raiser:
                 try:
                     return original(*args, **kwargs)
                 except RuntimeError as error:
-                    if self.diagnosis is not None:
+                    if self.diagnosis is not None and self._undo:
                         self._instead_of(error)
                     raise
 
@@ -219,7 +146,7 @@ class Raiser:
 
         for name in _STORE_WAITS:
             if name in vars(c10d.Store):
-                self._undo.append(patch(c10d.Store, name, seeing(getattr(c10d.Store, name))))
+                self._undo.append(patch_below(c10d.Store, name, seeing(getattr(c10d.Store, name))))
 
     def _see_ends(self) -> None:
         """An exception that leaves the program is this rank's end, which others may wait for; one that came
@@ -228,10 +155,10 @@ class Raiser:
         outer, outer_thread = sys.excepthook, threading.excepthook
 
         def leaving(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-            if issubclass(kind, KeyboardInterrupt) or isinstance(error, LockstepError):
+            if not self._undo or issubclass(kind, KeyboardInterrupt) or isinstance(error, LockstepError):
                 outer(kind, error, trace)
                 return
-            if is_victim(error) or self._from_collective(error):
+            if is_victim(error) or self._escapes.has_raised(error):
                 better = self._better(error)
                 outer(type(better), better, better.__traceback__)
                 return
@@ -241,23 +168,14 @@ class Raiser:
 
         def thread_leaving(args: threading.ExceptHookArgs) -> None:
             error = args.exc_value
-            if error is None or isinstance(error, LockstepError) or self.diagnosis is None:
+            if error is None or isinstance(error, LockstepError) or self.diagnosis is None or not self._undo:
                 outer_thread(args)
                 return
             better = self._better(error)
             outer_thread(threading.ExceptHookArgs((type(better), better, better.__traceback__, args.thread)))
 
-        for holder, present, ours in (
-            (sys, outer, leaving),
-            (threading, outer_thread, thread_leaving),
-        ):
-            holder.excepthook = ours  # type: ignore[attr-defined]
-
-            def put_back(holder: Any = holder, present: Any = present, ours: Any = ours) -> None:
-                if holder.excepthook is ours:
-                    holder.excepthook = present
-
-            self._undo.append(put_back)
+        self._undo.append(patch_below(sys, "excepthook", leaving))
+        self._undo.append(patch_below(threading, "excepthook", thread_leaving))
 
     def _better(self, error: BaseException) -> BaseException:
         try:

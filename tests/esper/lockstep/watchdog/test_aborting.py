@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import DebugLevel, HashStore, get_debug_level, set_debug_level
 from torch.testing._internal.distributed import fake_pg  # noqa: F401  registers that backend
 
 from esper.lockstep.watchdog.aborting import NCCL, Aborting, backends
@@ -25,16 +25,16 @@ def job() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("job")
-def test_one_backend_of_each_group_that_has_it_the_newest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_backend_of_each_group_that_has_it_the_newest_first() -> None:
     assert dist.group.WORLD is not None
     groups = [dist.group.WORLD]
-    for backend in ("gloo", "fake", "cpu:gloo,cuda:fake", *["gloo"] * 9):  # the names of eleven sort otherwise
+    # More than ten: by name the last would sort before the third.
+    for backend in ("gloo", "fake", "cpu:gloo,cuda:fake", *["gloo"] * 9):
         groups.append(dist.new_group([0], backend=backend))
-    with monkeypatch.context() as context:
-        context.setenv("TORCH_DISTRIBUTED_DEBUG", "DETAIL")
-        dist.set_debug_level_from_env()
-        groups.append(dist.new_group([0], backend="gloo"))  # within a wrapper
-    dist.set_debug_level_from_env()
+    level = get_debug_level()
+    set_debug_level(DebugLevel.DETAIL)
+    groups.append(dist.new_group([0], backend="gloo"))  # within a wrapper
+    set_debug_level(level)
     dist.destroy_process_group(groups.pop(5))
 
     newest_first = [group._get_backend(CPU) for group in reversed(groups) if group is not groups[2]]
