@@ -20,6 +20,7 @@ from esper.lockstep.record.reader import LedgerReader
 
 # Records to look at for what a rank waits in: nobody has more open calls than that.
 _OPEN = 256
+_MAKE_GROUPS = ("new_group", "init_process_group")
 
 
 class Escapes:
@@ -55,6 +56,10 @@ class Escapes:
             for number, times in waits.items()
             if not times.done and (not times.flags & Flag.NATIVE or last[times.thread] == number)
         }
+
+    def makes_group(self) -> bool:
+        """Whether a thread is in the making of a group now."""
+        return any(self._reader.entry(number).op in _MAKE_GROUPS for number in self._open_calls()[1])
 
     def has_raised(self, error: BaseException) -> bool:
         """Whether this thread's last call is one from C++, whose end nobody sees, and `error` may be that."""

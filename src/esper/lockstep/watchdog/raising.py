@@ -81,6 +81,10 @@ class Raiser:
         """The kernel's ids of the threads that wait in a collective now."""
         return self._escapes.waiting_threads()
 
+    def makes_group(self) -> bool:
+        """Whether a thread is in the making of a group now."""
+        return self._escapes.makes_group()
+
     def signal_main(self) -> None:
         """Have the main thread raise at its next instruction of Python, or out of what it sleeps in."""
         if self._signal is not None and self._main.ident is not None:

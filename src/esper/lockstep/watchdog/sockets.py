@@ -10,11 +10,15 @@ from __future__ import annotations
 import os
 import re
 import socket
+import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 _Endpoint = tuple[bytes, int]  # address as the kernel has it, port
 _INODE = re.compile(r"socket:\[(\d+)\]")
+# What gloo's peers say first: which of a group's connections this is.
+_PLACE = struct.Struct("=q")
+_ANSWERS_WITHIN = 0.2  # seconds: nothing comes of a call to a listener whose queue is full
 _ESTABLISHED = "01"
 _FAMILIES = {"tcp": socket.AF_INET, "tcp6": socket.AF_INET6}
 
@@ -35,6 +39,23 @@ def shut_connections_to(pids: Iterable[int], ports: Iterable[int] = ()) -> int:
                 connection.shutdown(socket.SHUT_RDWR)
                 shut += 1
     return shut
+
+
+def call_own_listeners(places: int, besides: Iterable[int] = ()) -> None:
+    """Come to each port that this process listens at, but for those `besides`, as gloo's peer for each of so
+    many places in a group, and leave: who waits there for a peer that never comes has one, and then none.
+    """
+    left_out = set(besides)
+    for number in _numbers(os.getpid()):
+        with suppress(OSError), _stream(number) as listener:
+            if listener is None or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                continue
+            address = listener.getsockname()
+            for place in range(places if address[1] not in left_out else 0):
+                with socket.socket(listener.family) as caller:
+                    caller.settimeout(_ANSWERS_WITHIN)
+                    caller.connect(address)
+                    caller.sendall(_PLACE.pack(place))
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from esper.lockstep.watchdog.hostwatch import BEAT, HostWatch
 from esper.lockstep.watchdog.meeting import Meeting, Member
 from esper.lockstep.watchdog.raising import Raiser
 from esper.lockstep.watchdog.requests import answer, write_stacks
-from esper.lockstep.watchdog.sockets import shut_connections_to
+from esper.lockstep.watchdog.sockets import call_own_listeners, shut_connections_to
 
 # Seconds between two looks once something has failed, and for how long.
 _ALERT, _ALERT_LASTS = 0.005, 3.0
@@ -300,9 +300,12 @@ class WatchThread(threading.Thread):
                 self._end()
             wait = _NEXT_MEANS_AFTER
             stuck = raiser.waiting_threads()  # what it waited for may have come after all
-            shut_connections_to(peers, self._meeting.store_ports())
+            shut_connections_to(peers, ports := self._meeting.store_ports())
             if not stuck or main in stuck:
                 raiser.signal_main()
+            # Of two of gloo's ranks that connect one only waits to be called, with nothing to be shut.
+            if raiser.makes_group():
+                call_own_listeners(self._meeting.world_size, besides=ports)
 
     def _end(self) -> NoReturn:
         # Whoever is stuck may hold the lock of a stream.
