@@ -32,6 +32,7 @@ from esper.lockstep.rank.lineage import die_with_parent
 # By its value, 32 letters, all processes of one program are found again.
 MARK = "ESPER_TEST_TOKEN"
 _UNMARKED = "0" * 32
+_START, _REAP = b"s", b"r"
 _ROOT = Path(__file__).resolve().parents[1]
 _AS_MAIN = "import runpy; runpy.run_module({!r}, run_name='__main__', alter_sys=True)"
 
@@ -47,7 +48,7 @@ class Program:
 
 
 class Forkserver:
-    """The process that programs are forked from, one after the other; it ends with this one."""
+    """The process that programs are forked from; it ends with this one."""
 
     def __init__(self, modules: Sequence[str]) -> None:
         """`modules` are loaded before the first."""
@@ -63,23 +64,54 @@ class Forkserver:
             )
         atexit.register(self._end)
 
-    def start(self, program: Program, out: int, err: int) -> int:
-        """The process id of a program with these two files."""
-        socket.send_fds(self._socket, [b"r"], [out, err])
+    def start(self, program: Program, out: int, err: int, *given: int) -> Started:
+        """A program with these files; `given` is its standard input, if that is not to be empty."""
+        socket.send_fds(self._socket, [_START], [out, err, *given])
         self._channel.send(program)
-        pid: int = self._channel.recv()
-        return pid
+        return Started(self, self._channel.recv())
 
-    def wait(self, within: float) -> int | None:
-        """How the program that was started last has ended, as waitpid has it; None where it goes on."""
-        if not select.select([self._channel], [], [], within)[0]:
-            return None
+    def status_of(self, pid: int) -> int:
+        """How a program that is over has ended, as subprocess has it: to be asked once."""
+        self._socket.send(_REAP)
+        self._channel.send(pid)
         status: int = self._channel.recv()
         return status
 
     def _end(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)  # what a test has forked may have a copy
         self._process.wait()
+
+
+class Started:
+    """A program under way, or over: as much of subprocess.Popen as tests ask of it."""
+
+    def __init__(self, server: Forkserver, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._server = server
+        self._over = os.pidfd_open(pid)
+
+    def poll(self) -> int | None:
+        """How it has ended; None where it goes on."""
+        return self._look(0.0)
+
+    def wait(self, timeout: float) -> int:
+        """How it ends. Raises subprocess.TimeoutExpired after `timeout` seconds."""
+        status = self._look(timeout)
+        if status is None:
+            raise subprocess.TimeoutExpired(str(self.pid), timeout)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        """To it alone, unless it is over."""
+        if self.poll() is None:  # until it is reaped nobody else has its number
+            os.kill(self.pid, number)
+
+    def _look(self, within: float) -> int | None:
+        if self.returncode is None and select.select([self._over], [], [], within)[0]:
+            self.returncode = self._server.status_of(self.pid)
+            os.close(self._over)
+        return self.returncode
 
 
 @cache
@@ -99,9 +131,12 @@ def main() -> None:
     gc.freeze()  # or the first collection of each process would copy every page
     me = os.getpid()
     while True:
-        data, files, _, _ = socket.recv_fds(asked, 1, 2)
+        data, files, _, _ = socket.recv_fds(asked, 1, 3)
         if not data:
             return
+        if data == _REAP:
+            channel.send(os.waitstatus_to_exitcode(os.waitpid(channel.recv(), 0)[1]))
+            continue
         program: Program = channel.recv()
         if (pid := os.fork()) == 0:
             die_with_parent(me)
@@ -110,13 +145,12 @@ def main() -> None:
             os.close(file)
         with suppress(OSError):  # nobody is there any more, as is said at the next look
             channel.send(pid)
-            channel.send(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
 def _be(program: Program, files: Sequence[int]) -> NoReturn:
     try:
         _write_mark(program.environment[MARK])
-        for number, file in enumerate(files, 1):
+        for number, file in zip((1, 2, 0), files, strict=False):
             os.dup2(file, number)
         os.chdir(program.folder)
         be_alone(program.environment)
@@ -146,6 +180,7 @@ def own_signals() -> None:
 def run_module(name: str, arguments: Sequence[str]) -> NoReturn:
     """Do what `python -m NAME ARGUMENTS...` does, and end as it does."""
     sys.argv = ["-m", *arguments]
+    sys.orig_argv = [sys.executable, "-m", name, *arguments]
     # Does what the interpreter does with a SystemExit and before it ends; the frames below are nobody's.
     failed = ctypes.pythonapi.PyRun_SimpleString(_AS_MAIN.format(name).encode())
     ctypes.pythonapi.Py_Exit(1 if failed else 0)

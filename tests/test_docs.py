@@ -11,6 +11,7 @@ import pytest
 
 from esper.lockstep.proof.finding import PRECEDENCE
 from pytest_esper_ddp.faults.catalogue import CATALOGUE
+from tests.pytest_esper_ddp.inner import inner_session
 
 DOCS = Path(__file__).parent.parent / "docs"
 _BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -22,12 +23,15 @@ def code_of(page: str) -> str:
 
 
 @pytest.mark.parametrize("page", ["kinds.md", "faults.md"])
-def test_every_example_passes(pytester: pytest.Pytester, page: str) -> None:
+def test_every_example_passes(tmp_path: Path, page: str) -> None:
     source = code_of(page)
     examples = re.findall(r"^def (test_\w+)", source, re.MULTILINE)
-    pytester.makepyfile(**{f"test_{Path(page).stem}": source})
-    result = pytester.runpytest_subprocess("-v", timeout=60)
-    result.assert_outcomes(passed=len(examples))
+    with inner_session(tmp_path) as inner:
+        inner.file(source, f"test_{Path(page).stem}.py", head="")
+        result = inner.run("-v", "-rA")
+    assert result.status == 0, result.text
+    assert len(result.passed) == len(result.ends) == len(examples), result.text
+    assert not result.skipped
 
 
 def test_the_page_on_growing_runs_from_top_to_bottom(tmp_path: Path) -> None:

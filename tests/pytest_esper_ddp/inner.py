@@ -13,9 +13,10 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
-from tests.forked import MARK, Program, forkserver
-from tests.pytest_esper_ddp.warm import LOADED, READ_AT_START, be_session
+from tests.forked import MARK, Program, Started, forkserver
+from tests.pytest_esper_ddp.warm import LOADED, READ_AT_START, be_python
 
 # A bound that only a hang reaches; nothing is measured with it.
 LONG = 100.0
@@ -73,6 +74,37 @@ class Result:
         return [re.split(r"\s{2,}", line) for line in lines[:end]]
 
 
+class Session:
+    """One under way whose processes were forked, as `Inner.begin` starts it."""
+
+    def __init__(self, process: Started, out: IO[str], err: IO[str]) -> None:
+        self.pid, self.send_signal = process.pid, process.send_signal
+        self._process, self._out, self._err = process, out, err
+
+    def finish(self, within: float = LONG) -> Result:
+        """Wait for its end."""
+        try:
+            return Result(self._process.wait(within), self._read(self._out), self.errors())
+        except subprocess.TimeoutExpired as error:
+            error.add_note(f"{self._read(self._out)}\n{self.errors()}")
+            raise
+
+    def errors(self) -> str:
+        """What it has written to its standard error so far."""
+        return self._read(self._err)
+
+    def close(self) -> None:
+        """What it has written is of no interest any more; it is over, or killed."""
+        self._process.wait(LONG)
+        self._out.close()
+        self._err.close()
+
+    def _read(self, file: IO[str]) -> str:
+        # By its own offset: the session writes at the one that it shares with this process.
+        size = os.fstat(file.fileno()).st_size
+        return os.pread(file.fileno(), size, 0).decode(errors="replace")
+
+
 class Inner:
     """Runs tests that are given as text; each process that comes of it carries a token."""
 
@@ -80,6 +112,7 @@ class Inner:
         self.folder = folder
         self.token = uuid.uuid4().hex
         self._started: list[subprocess.Popen[str]] = []
+        self._begun: list[Session] = []
 
     def file(self, text: str, name: str = "test_inner.py", *, head: str = HEAD) -> Path:
         """Write one file of the inner session."""
@@ -119,34 +152,41 @@ class Inner:
         """Whether a file of this name comes to be in the folder."""
         return eventually((self.folder / name).exists)
 
+    def begin(
+        self,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        command: Sequence[str] = PYTEST,
+        typed: str = "",
+        starts: int = 0,
+    ) -> Session:
+        """As `start`, in processes that need not load torch first: its own, and of those that it starts as
+        many as sessions usually do, or `starts`. `typed` is what its standard input has.
+        """
+        out, err = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115  closed with the session
+        words = (str(starts), *command, *arguments)
+        program = Program(be_python, words, self._environment(env or {}), str(self.folder))
+        with tempfile.TemporaryFile("w+") as keys:
+            keys.write(typed)
+            keys.seek(0)
+            process = forkserver(*LOADED).start(program, out.fileno(), err.fileno(), keys.fileno())
+        self._begun.append(Session(process, out, err))
+        return self._begun[-1]
+
     def run(
         self,
         *arguments: str,
         env: Mapping[str, str] | None = None,
         command: Sequence[str] = PYTEST,
         cold: bool = False,
+        starts: int = 0,
     ) -> Result:
         """A whole session, in processes that need not load torch first unless `cold`: for what depends on
         what is loaded, how processes are started, or what their command lines are.
         """
-        environment = self._environment(env or {})
         if cold or any(name.startswith(READ_AT_START) for name in env or {}):
             return self.finish(self.start(*arguments, env=env, command=command))
-        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-            server = forkserver(*LOADED)
-            words = (*command[2:], *arguments)
-            program = Program(be_session, words, environment, str(self.folder))
-            pid = server.start(program, out.fileno(), err.fileno())
-            status = server.wait(LONG)
-            if status is None:
-                os.kill(pid, signal.SIGKILL)
-                server.wait(LONG)
-            out.seek(0)
-            err.seek(0)
-            result = Result(status, out.read(), err.read())
-        if status is None:
-            raise AssertionError(f"not over after {LONG:g} s:\n{result.text}\n{result.errors}")
-        return result
+        return self.begin(*arguments, env=env, command=command, starts=starts).finish()
 
     def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
         kept = {
@@ -177,6 +217,8 @@ class Inner:
                 os.kill(pid, signal.SIGKILL)
         for process in self._started:
             process.communicate(timeout=LONG)  # all that could hold its pipes open is gone
+        for session in self._begun:
+            session.close()
         return left
 
 

@@ -15,7 +15,7 @@ import psutil, pytest
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_logfinish(nodeid):
     if "pytest_esper_ddp.controller.session" in sys.modules:
-        (zygote,) = [one for one in psutil.Process().children() if "zygote" in " ".join(one.cmdline())]
+        (zygote,) = [one for one in psutil.Process().children() if one.name() != "sh"]
         with open("alive", "a") as file:
             file.write(json.dumps([nodeid.partition("::")[2], len(zygote.children())]) + "\\n")
 
@@ -54,7 +54,7 @@ def test_last(ddp):
 def test_they_are_there_when_the_one_before_is_reported(inner: Inner) -> None:
     inner.file(ALIVE, "conftest.py", head="")
     inner.file(TESTS)
-    result = inner.run(cold=True)  # it is looked for by its command line
+    result = inner.run()
     assert result.passed == {"test_first", "test_second", "test_last"}, result.text
     alive = dict(map(json.loads, (inner.folder / "alive").read_text().splitlines()))
     # None where a failure is to be told without delay, and none that no test will need.
@@ -65,6 +65,6 @@ def test_a_session_that_stops_leaves_none_behind(inner: Inner) -> None:
     inner.file(ALIVE, "conftest.py", head="")
     inner.file(TESTS)
     (inner.folder / "stop").touch()
-    result = inner.run(cold=True)
+    result = inner.run()
     assert result.passed == {"test_first"}, result.text
     assert (inner.folder / "alive").read_text() == '["test_first", 2]\n'

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.pytest_esper_ddp.inner import Inner, eventually, warned
+from tests.pytest_esper_ddp.inner import Inner, Session, eventually, warned
 
 # Seconds that a session may take to end when it is told to.
 ENDS_WITHIN = 10
@@ -45,11 +44,12 @@ def test_after(ddp): ...
 def test_after_on_other_ranks(ddp): ...
 """
 ZYGOTE_KILLER = """
-import os, signal, time
+import gc, os, signal, time
 import psutil, pytest
 
 def end_zygote(number):
-    (zygote,) = [one for one in psutil.Process().children() if "zygote" in " ".join(one.cmdline())]
+    clients = [one for one in gc.get_objects() if type(one).__name__ == "ZygoteClient"]
+    (zygote,) = [psutil.Process(one._process.pid) for one in clients if one._process.returncode is None]
     zygote.send_signal(number)
     while zygote.status() != psutil.STATUS_ZOMBIE:  # a wait would take its status away
         time.sleep(0.01)
@@ -66,11 +66,11 @@ def pytest_runtest_logfinish(nodeid):
 
 
 @pytest.fixture
-def hanging(inner: Inner) -> subprocess.Popen[str]:
+def hanging(inner: Inner) -> Session:
     """A session in the middle of a test whose ranks hang."""
     inner.file(HANGS)
     (inner.folder / "up").mkdir()
-    process = inner.start()
+    process = inner.begin()
     # Written, too, and not only made: an empty one would name no directory.
     assert eventually(lambda: sum(bool(path.read_text()) for path in (inner.folder / "up").iterdir()) == 3)
     return process
@@ -83,13 +83,13 @@ def base_of(inner: Inner) -> Path:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_session_that_is_ended_leaves_nothing(
-    inner: Inner, hanging: subprocess.Popen[str], number: signal.Signals
+    inner: Inner, hanging: Session, number: signal.Signals
 ) -> None:
     # pytest, what ranks are forked from, the ranks, what a test has started, and the guard
     assert len(inner.alive()) == 1 + 1 + 3 + 1 + 1
     base = base_of(inner)
     hanging.send_signal(number)
-    result = inner.finish(hanging, within=ENDS_WITHIN)
+    result = hanging.finish(within=ENDS_WITHIN)
     assert eventually(lambda: not inner.alive(), within=2), inner.alive()
     assert eventually(lambda: not base.exists(), within=2)
     if number == signal.SIGINT:
@@ -103,7 +103,7 @@ def test_a_session_that_is_ended_leaves_nothing(
 def test_the_process_that_ranks_are_forked_from_may_end_at_any_time(inner: Inner) -> None:
     inner.file(KILLS)
     inner.file(ZYGOTE_KILLER, "conftest.py", head="")
-    result = inner.run(cold=True)  # it is looked for by its command line
+    result = inner.run(starts=4)
     gone = "the process that ranks are forked from has ended with signal"
     assert {name: end for name, end in result.ends.items() if end != "PASSED"} == {
         "test_kills[within]": "ERROR"
@@ -162,7 +162,7 @@ def test_plain(): ...
 
 def test_a_module_that_ends_the_process_that_ranks_are_forked_from(inner: Inner) -> None:
     inner.file(ENDS_THE_ZYGOTE)
-    result = inner.run(env={"OMP_NUM_THREADS": "2"})
+    result = inner.run(env={"OMP_NUM_THREADS": "2"}, starts=2)
     assert result.passed == {"test_plain"}
     said = {result.messages[f"test_one[{number}]"] for number in range(5)}
     assert said == {"the process that ranks are forked from has ended with status 3"}

@@ -56,14 +56,14 @@ def test_one(ddp): ...
 
 def interrupted(inner: Inner, *arguments: str, twice: bool = False) -> float:
     """Start a session, interrupt it when it is up; seconds until it has ended, leaving nothing."""
-    process = inner.start(*arguments, env={"OMP_NUM_THREADS": "2"})
+    process = inner.begin(*arguments, env={"OMP_NUM_THREADS": "2"})
     assert inner.eventually_exists("up")
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
     if twice:
         assert eventually(lambda: len(list((inner.folder / "finalising").iterdir())) == 2)
         process.send_signal(signal.SIGINT)
-    result = inner.finish(process, within=ENDS_WITHIN + SOFT_END)
+    result = process.finish(within=ENDS_WITHIN + SOFT_END)
     took = time.monotonic() - began
     assert result.status == pytest.ExitCode.INTERRUPTED, result.text + result.errors
     assert "! KeyboardInterrupt !" in result.text

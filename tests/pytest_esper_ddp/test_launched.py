@@ -75,7 +75,7 @@ def test_last(ddp, of_session):
 @pytest.fixture(scope="module")
 def result(inner_of_module: Inner) -> Result:
     inner_of_module.file(TESTS)
-    return inner_of_module.finish(inner_of_module.start(command=TORCHRUN))
+    return inner_of_module.run(command=TORCHRUN)
 
 
 def process(inner: Inner, name: str) -> tuple[str, str]:
@@ -152,7 +152,7 @@ def test_what_passes_ends_well_and_is_measured_on_all_ranks(inner: Inner) -> Non
     inner.file(BODY, "body.py", head="")
     inner.file(GREEN)
     measured = ("--cov=body", "--cov-report=term-missing")
-    result = inner.finish(inner.start(*measured, command=TORCHRUN))
+    result = inner.run(*measured, command=TORCHRUN)
     assert (result.status, result.passed) == (0, {"test_one", "test_two"}), result.text + result.errors
     assert re.search(r"^body\.py +6 +0 +100%", result.text, re.MULTILINE), result.text
     assert "Traceback" not in result.errors
@@ -172,8 +172,7 @@ def test_next(ddp): ...
 
 def test_the_debugger_prompts_once_where_a_launched_rank_failed(inner: Inner) -> None:
     inner.file(FAILS)
-    keys = "printf 'p secret\\nc\\n' | \"$@\""
-    result = inner.finish(inner.start("--pdb", command=TORCHRUN, before=("sh", "-c", keys, "sh")))
+    result = inner.begin("--pdb", command=TORCHRUN, typed="p secret\nc\n").finish()
     assert result.ends == {"test_fails": "FAILED", "test_next": "PASSED"}, result.text + result.errors
     assert "(Pdb) 42" in result.text
     assert result.text.count("PDB post_mortem") == 1
@@ -206,7 +205,7 @@ def test_the_end_of_a_launched_rank_is_reported_before_torchrun_ends_all(
     inner: Inner, end: str, told: str
 ) -> None:
     inner.file(DIES.format(end=end))
-    result = inner.finish(inner.start(command=TORCHRUN))
+    result = inner.run(command=TORCHRUN)
     assert result.ends == {"test_before": "PASSED", "test_dies": "FAILED"}, result.text + result.errors
     assert result.messages["test_dies"] == told
     assert "ended by SIGTERM" in result.text

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pytest_esper_ddp.controller.slots import Slots
-from tests.pytest_esper_ddp.inner import Inner
+from tests.pytest_esper_ddp.inner import Inner, eventually
 
 
 class Place:
@@ -236,17 +236,16 @@ def test_that_others_wait_for(ddp):
 def test_a_wait_is_told_and_is_not_the_tests_own_time(inner: Inner) -> None:
     inner.file(WAITS, "test_first.py")
     inner.file("@ddp4\n@pytest.mark.timeout(4)\ndef test_waiting(ddp): ...\n", "test_second.py")
-    first = inner.start("test_first.py", "--ddp-slots=4")
+    first = inner.begin("test_first.py", "--ddp-slots=4")
     assert inner.eventually_exists("held")
-    second = inner.start("test_second.py", "--ddp-slots=4")
-    assert second.stderr is not None
-    told = next(line for line in second.stderr if line.strip())
+    second = inner.begin("test_second.py", "--ddp-slots=4")
+    assert eventually(lambda: second.errors().strip())
     (inner.folder / "told").touch()
-    assert inner.finish(first).passed == {"test_that_others_wait_for"}
-    result = inner.finish(second)
+    assert first.finish().passed == {"test_that_others_wait_for"}
+    result = second.finish()
     assert result.passed == {"test_waiting"}
     assert re.fullmatch(
         r"ddp: waiting for \d s for 4 of 4 rank slots to run \S+::test_waiting; "
-        rf"held by process {first.pid}\n",
-        told,
+        rf"held by process {first.pid}",
+        next(line for line in result.errors.splitlines() if line.strip()),
     )

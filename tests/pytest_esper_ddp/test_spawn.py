@@ -41,8 +41,8 @@ def test_killed(ddp):
 def test_spawned_ranks_are_ranks(inner: Inner) -> None:
     inner.file(SPAWNED)
     (inner.folder / "pids").mkdir()
-    session = inner.start("--ddp-start=spawn", "-p", "no:randomly")
-    result = inner.finish(session)
+    session = inner.begin("--ddp-start=spawn", "-p", "no:randomly", starts=6)
+    result = session.finish()
     assert result.passed == {"test_one", "test_killed"}, result.text
     assert result.ends["test_two"] == "FAILED"
     assert "rank 1: AssertionError: not the first" in result.messages["test_two"]
@@ -74,7 +74,8 @@ def test_plain(): ...
 NEIGHBOUR = """
 @ddp2
 def test_neighbour(ddp):
-    Path(f"parent{ddp.rank}").write_text(Path(f"/proc/{os.getppid()}/cmdline").read_text())
+    # A fork has the command line of what it was forked from.
+    Path(f"began{ddp.rank}").write_text(" ".join(sys.orig_argv))
     dist.barrier()
 """
 
@@ -83,13 +84,13 @@ def test_a_module_that_starts_threads_has_its_ranks_spawned(inner: Inner) -> Non
     inner.file(STARTS, "test_starts.py")
     inner.file(NEIGHBOUR, "test_neighbour.py")
     (inner.folder / "threads").touch()
-    result = inner.run()
+    result = inner.run(starts=4)
     assert result.passed == {"test_its_thread_lives", "test_plain", "test_neighbour"}, result.text
     assert result.errors == (
         "\nddp: ranks of test_starts.py are spawned, not forked: importing it starts 1 thread(s), which a "
         "fork would lack\n"
     )
-    assert "zygote" in (inner.folder / "parent0").read_text()
+    assert "zygote" in (inner.folder / "began0").read_text()
 
 
 def test_threads_of_a_conftest_file_are_everybodys(inner: Inner) -> None:
@@ -97,14 +98,14 @@ def test_threads_of_a_conftest_file_are_everybodys(inner: Inner) -> None:
     inner.file(STARTS, "test_starts.py")
     inner.file(NEIGHBOUR, "test_neighbour.py")
     (inner.folder / "threads").touch()
-    result = inner.run()
+    result = inner.run(starts=4)
     assert result.passed == {"test_its_thread_lives", "test_plain", "test_neighbour"}, result.text
     assert "ranks of test_starts.py are spawned" in result.errors
     assert result.errors.strip().splitlines()[-1] == (
         "ddp: ranks are spawned, not forked: plugins or conftest files start 1 thread(s) when they are "
         "imported, which a fork would lack"
     )
-    assert "zygote" not in (inner.folder / "parent0").read_text()
+    assert "zygote" not in (inner.folder / "began0").read_text()
 
 
 DIES = """
@@ -125,6 +126,6 @@ def test_plain(): ...
 def test_a_spawned_rank_that_ends_before_it_is_one(inner: Inner) -> None:
     inner.file(DIES)
     (inner.folder / "dies").touch()
-    result = inner.run("--ddp-start=spawn")
+    result = inner.run("--ddp-start=spawn", starts=4)
     assert result.ends == {"test_never": "ERROR", "test_plain": "PASSED"}
     assert result.messages["test_never"] in {"rank 0 of 2 ended with 3", "rank 1 of 2 ended with 3"}

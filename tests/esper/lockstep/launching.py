@@ -96,11 +96,13 @@ def command(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def warm_command(*arguments: str, within: float = 60.0) -> subprocess.CompletedProcess[str]:
-    """The same from a process that has torch loaded."""
-    environment = _marked()
-    done = warm_run(arguments, environment, within)
-    _see_it_gone(environment)
+def warm_command(
+    *arguments: str, within: float = 60.0, prepare: Callable[[], object] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The same from a process that has torch loaded; `prepare` is a module's function."""
+    marked = _marked()
+    done = warm_run(arguments, marked, within, prepare)
+    _see_it_gone(marked)
     return done
 
 

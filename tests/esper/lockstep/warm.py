@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, cast
 from unittest.mock import patch
@@ -21,43 +22,74 @@ from unittest.mock import patch
 from esper.lockstep.rank.stacks import STACK_SIGNAL
 from tests.esper.lockstep.late import evidence
 from tests.forked import MARK, Program, be_alone, forkserver, own_signals, run_module
+from tests.spares import be_interpreter, keep_spares
 
-_LOADED = (
+# What ranks load, and those who start or watch them.
+LOADED = (
     "torch._dynamo",  # which DDP, optimizers and functional collectives import at their first use
     "torch.distributed",
+    "torch.distributed.run",
     "torch.nn.parallel",
+    "torch.utils.data",
     "esper.lockstep.cli",
     "esper.lockstep.run.launch",
     "esper.lockstep.rank.hooks",
     "esper.lockstep.rank.intercept",
     "esper.lockstep.rank.joining",
+    "esper.lockstep.watchdog.watchdog",
+    "esper.training",
 )
 
 
 def warm_run(
-    arguments: Sequence[str], environment: Mapping[str, str], timeout: float
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    timeout: float,
+    prepare: Callable[[], object] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m esper.lockstep run ARGUMENTS...`; `environment` has a mark of 32 letters.
+    """`python -m esper.lockstep run ARGUMENTS...`; `environment` has a mark of 32 letters, and `prepare`, a
+    module's function, is called in its process before it begins.
 
     Raises subprocess.TimeoutExpired, and ends the run, when it takes longer than `timeout` seconds. A note of
     it says what its processes were doing.
     """
+    body = be_launcher if prepare is None else partial(_be_prepared, prepare)
+    return _run(Program(body, arguments, environment, os.getcwd()), timeout)
+
+
+def warm_python(
+    arguments: Sequence[str], environment: Mapping[str, str], timeout: float, *, starts: int
+) -> subprocess.CompletedProcess[str]:
+    """The same of `python ARGUMENTS...`, which starts so many interpreters."""
+    return _run(Program(partial(_be_python, starts), arguments, environment, os.getcwd()), timeout)
+
+
+def _be_python(starts: int, arguments: Sequence[str]) -> NoReturn:
+    keep_spares(starts)
+    be_interpreter([sys.executable, *arguments])
+
+
+def _run(program: Program, timeout: float) -> subprocess.CompletedProcess[str]:
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        server = forkserver(*_LOADED)
-        program = Program(be_launcher, arguments, environment, os.getcwd())
-        pid = server.start(program, out.fileno(), err.fileno())
-        doing = ""
-        if (status := server.wait(timeout)) is None:
-            doing = evidence(f"{MARK}={environment[MARK]}")
-            os.kill(pid, signal.SIGKILL)
-            server.wait(timeout)
+        started = forkserver(*LOADED).start(program, out.fileno(), err.fileno())
+        try:
+            status = started.wait(timeout)
+        except subprocess.TimeoutExpired as error:
+            doing = evidence(f"{MARK}={program.environment[MARK]}")
+            started.send_signal(signal.SIGKILL)
+            started.wait(timeout)
+            out.seek(0)
+            err.seek(0)
+            error.add_note("\n".join([doing, "-- stdout", out.read(), "-- stderr", err.read()]))
+            raise
         out.seek(0)
         err.seek(0)
-        if status is None:
-            error = subprocess.TimeoutExpired(arguments, timeout)
-            error.add_note("\n".join([doing, "-- stdout", out.read(), "-- stderr", err.read()]))
-            raise error
-        return subprocess.CompletedProcess(arguments, status, out.read(), err.read())
+        return subprocess.CompletedProcess(program.arguments, status, out.read(), err.read())
+
+
+def _be_prepared(prepare: Callable[[], object], arguments: Sequence[str]) -> NoReturn:
+    prepare()
+    be_launcher(arguments)
 
 
 def be_launcher(arguments: Sequence[str]) -> NoReturn:

@@ -27,16 +27,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tests.esper.lockstep.late import evidence, marked_processes
+from tests.esper.lockstep.warm import LOADED
 from tests.forked import MARK, Program, be_alone, forkserver, own_signals
 
-_LOADED = (
-    "torch._dynamo",
-    "torch.distributed",
-    "torch.nn.parallel",
-    "torch.utils.data",
-    "esper.lockstep.watchdog.watchdog",
-    "esper.lockstep.run.launch",
-)
 # torchrun gives those that it ends 30 s before it kills them; here nobody has anything to save.
 _BETWEEN_LOOKS, _REAPED_AFTER = 0.02, 0.3
 _OTHERS_END_WITHIN, _TERMINATED_WITHIN = 12.0, 1.0
@@ -128,16 +121,18 @@ def job(
     script.write_text(head.replace("{start}", start) + whole)
     marked = {**os.environ, MARK: uuid.uuid4().hex, "OMP_NUM_THREADS": "1", **environment}
     with tempfile.TemporaryFile("w+") as output:
-        server = forkserver(*_LOADED)
+        server = forkserver(*LOADED)
         program = Program(_be_agent, [str(folder), str(ranks)], marked, os.getcwd())
-        pid = server.start(program, output.fileno(), output.fileno())
+        agent = server.start(program, output.fileno(), output.fileno())
         if meanwhile is not None:
             meanwhile(folder)
         doing = ""
-        if (status := server.wait(within)) is None:
+        try:
+            status = agent.wait(within)
+        except subprocess.TimeoutExpired:
             doing = evidence(f"{MARK}={marked[MARK]}")
-            os.kill(pid, signal.SIGKILL)
-            server.wait(within)
+            agent.send_signal(signal.SIGKILL)
+            status = agent.wait(within)
         output.seek(0)
         told = output.read()
     out, err = (
