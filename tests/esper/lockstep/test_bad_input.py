@@ -58,14 +58,15 @@ def run(
     nproc: int = 2,
     patience: float = 20.0,
     prepare: Callable[[], object] | None = None,
-    warm: bool = False,
+    warm: bool = True,
     **environment: str,
 ) -> Ran:
     """Run a script that makes its group itself, or none; the report is valid, and no process is left."""
     script, report = folder / "program.py", folder / "report.json"
     script.write_text(text)
     words = ["--nproc", str(nproc), "--report", str(report), "--patience", str(patience), "--", str(script)]
-    done = warm_command(*words) if warm else command(*words, prepare=prepare, **environment)
+    assert not (warm and environment), "what an interpreter reads when it starts"
+    done = warm_command(*words, prepare=prepare) if warm else command(*words, prepare=prepare, **environment)
     document = json.loads(report.read_text())
     jsonschema.validate(document, SCHEMA)
     return Ran(done.returncode, done.stderr, done.stdout, document)
@@ -110,7 +111,7 @@ def test_an_earlier_runs_report_is_not_taken_for_this_ones(tmp_path: Path) -> No
 def test_a_report_that_finds_no_room_is_said_and_changes_no_status(tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text("import sys; sys.exit(7)")
-    done = command("--nproc", "1", "--report", "/dev/full", "--", str(script))
+    done = warm_command("--nproc", "1", "--report", "/dev/full", "--", str(script))
     assert (done.returncode, done.stderr) == (
         7,
         "--report '/dev/full' is not written: No space left on device\n",
@@ -153,7 +154,7 @@ def test_however_it_joins_it_is_followed(tmp_path: Path, how: str, ends: str) ->
         text = (
             f"{JOIN}folder, port = {str(tmp_path)!r}, {port}\n{early}\ndist.init_process_group('gloo', {how})"
         )
-        ran = run(tmp_path, f"{text}\nx = torch.ones(4)\ndist.all_reduce(x)\n{CONTRADICT}", warm=True)
+        ran = run(tmp_path, f"{text}\nx = torch.ones(4)\ndist.all_reduce(x)\n{CONTRADICT}")
     assert ran.status == 3, ran.text
     assert ran.kinds == ([("exited", [1])] if early else [("mismatch", [0, 1])])
     if early:
@@ -177,7 +178,7 @@ def test_a_healthy_program_may_join_by_tcp_and_leave_as_it_likes(tmp_path: Path,
     ["sys.exit(5)", pytest.param("os._exit(0)", marks=stress), pytest.param("1 / 0", marks=stress)],
 )
 def test_a_rank_that_ends_before_it_makes_a_group_is_named(tmp_path: Path, end: str) -> None:
-    ran = run(tmp_path, f"{JOIN}if rank == 1: {end}\ndist.init_process_group('gloo')", warm=True)
+    ran = run(tmp_path, f"{JOIN}if rank == 1: {end}\ndist.init_process_group('gloo')")
     assert ran.status == 3, ran.text
     assert ran.kinds == [("raised" if "/" in end else "exited", [1])]
     (diagnosis,) = ran.report["diagnoses"]
@@ -191,7 +192,6 @@ def test_a_job_of_some_of_the_ranks_waits_for_nobody_else(tmp_path: Path) -> Non
         f"{JOIN}if rank == 0:\n"
         f"    dist.init_process_group('gloo', 'file://{tmp_path}/meet', rank=0, world_size=1)\n"
         "    time.sleep(0.3)\n    dist.barrier()\n",
-        warm=True,
     )
     assert (ran.status, ran.report["verdict"], ran.text) == (0, "clean", "")
 
@@ -203,7 +203,6 @@ def test_a_failure_that_leaves_the_others_waiting_where_nobody_sees_ends_them(tm
         "store = dist.TCPStore('127.0.0.1', int(os.environ['MASTER_PORT']), is_master=False)\n"
         "store.wait(['never'])",
         patience=0.5,
-        warm=True,
     )
     assert (ran.status, ran.report["verdict"], ran.kinds) == (7, "failed", [])
     assert ran.text == "rank 1 failed, and nothing was heard of rank 0 for 0.5 s since: ended\n"
@@ -357,7 +356,7 @@ def test_a_disk_that_gets_full_costs_no_healthy_program_anything(tmp_path: Path,
         import glob, resource
         from esper import lockstep
         dist.all_reduce(x)
-        (table,) = glob.glob(open("/proc/self/cmdline").read().split("\\0")[3] + f"/rank{rank}.strings")
+        (table,) = glob.glob(f"{sys.orig_argv[3]}/rank{rank}.strings")
         limit = os.stat(table).st_size + 40
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         for number in range(100):
@@ -366,7 +365,6 @@ def test_a_disk_that_gets_full_costs_no_healthy_program_anything(tmp_path: Path,
         assert os.stat(table).st_size <= limit
         """
         + ends.replace("\n", "\n        "),
-        warm=False,  # its command line is read
     )
     if ends == CONTRADICT:  # nothing that is legible proves it, so patience would have to
         assert outcome.verdict != "clean"
@@ -392,6 +390,7 @@ def test_nobody_need_hear_the_verdict(tmp_path: Path, streams: Callable[[], None
         tmp_path,
         f"{JOIN}dist.init_process_group('gloo')\nx = torch.ones(4)\ntime.sleep(0.9 * rank)\n{CONTRADICT}",
         prepare=streams,
+        warm=streams is not closed_streams,  # which an interpreter finds when it starts
     )
     assert (ran.status, ran.kinds, ran.text) == (3, [("mismatch", [0, 1])], "")
 
@@ -426,7 +425,7 @@ def site(folder: Path, text: str) -> str:
     ],
 )
 def test_a_torch_without_the_hooks_is_named_at_the_start(tmp_path: Path, lacks: str, said: str) -> None:
-    ran = run(tmp_path, "raise SystemExit(5)", PYTHONPATH=site(tmp_path, lacks))
+    ran = run(tmp_path, "raise SystemExit(5)", warm=False, PYTHONPATH=site(tmp_path, lacks))
     first, second = ran.text.splitlines()
     assert re.fullmatch(said, first)
     assert re.fullmatch("inconclusive: rank . ended with status 1 before its script began", second)
@@ -436,7 +435,7 @@ def test_a_torch_without_the_hooks_is_named_at_the_start(tmp_path: Path, lacks: 
 @stress
 def test_a_rank_that_never_begins_is_not_blamed_on_the_script(tmp_path: Path) -> None:
     lost = "if os.environ['RANK'] == '1': os.kill(os.getpid(), 9)"
-    ran = run(tmp_path, f"{JOIN}dist.init_process_group('gloo')", PYTHONPATH=site(tmp_path, lost))
+    ran = run(tmp_path, f"{JOIN}dist.init_process_group('gloo')", warm=False, PYTHONPATH=site(tmp_path, lost))
     assert ran.text == "inconclusive: rank 1 ended by signal 9 before its script began\n"
     assert (ran.status, ran.report["verdict"]) == (4, "inconclusive")
 

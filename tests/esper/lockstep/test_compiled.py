@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from esper.lockstep.errors import KernelNotBuilt, StartError
 from esper.lockstep.rank import compiled
 from esper.lockstep.rank.recorder import Recorder, is_victim
 from esper.lockstep.record.entry import Entry, Times
-from tests.esper.lockstep.launching import command
+from tests.esper.lockstep.launching import command, warm_command
 from tests.esper.lockstep.recording import on_ranks, recorded
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -187,6 +188,10 @@ def test_the_command_line_says_it_too(tmp_path: Path, monkeypatch: pytest.Monkey
     assert done.stderr.startswith("the compiled kernel is not built: no C++ compiler '/nowhere/c++'")
 
 
+def warnings_are_errors() -> None:
+    warnings.simplefilter("error", UserWarning)
+
+
 def test_a_library_that_can_not_be_loaded_is_done_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +203,7 @@ def test_a_library_that_can_not_be_loaded_is_done_without(
         assert compiled.load() is None
     script = tmp_path / "program.py"
     script.write_text("import torch.distributed as dist\ndist.init_process_group('gloo')\ndist.barrier()\n")
-    done = command("--nproc", "2", "--", str(script), PYTHONWARNINGS="error::UserWarning")
+    done = warm_command("--nproc", "2", "--", str(script), prepare=warnings_are_errors)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("goes on with its kernel in Python") == 2
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import os
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from esper.lockstep.errors import InterceptionUnavailable
 from esper.lockstep.rank.hooks import _NAMES, _OF_DDP, check_hooks
-from tests.esper.lockstep.launching import command
+from tests.esper.lockstep.launching import warm_command
 
 SRC = Path(__file__).resolve().parents[3] / "src"
 
@@ -86,22 +86,27 @@ def test_a_build_without_distributed_is_told(monkeypatch: pytest.MonkeyPatch) ->
     assert refused() == "torch.distributed"
 
 
+def without_a_function() -> None:
+    del torch.distributed.distributed_c10d._new_group_with_tag
+
+
+def without_a_members_type() -> None:
+    del torch.distributed.ReduceOp.RedOpType
+
+
 @pytest.mark.parametrize(
-    ("hook", "holder"),
+    ("hook", "holder", "torn_out"),
     [
-        ("_new_group_with_tag", "torch.distributed.distributed_c10d"),
-        ("RedOpType", "torch.distributed.ReduceOp"),
+        ("_new_group_with_tag", "torch.distributed.distributed_c10d", without_a_function),
+        ("RedOpType", "torch.distributed.ReduceOp", without_a_members_type),
     ],
 )
-def test_a_run_says_it_in_one_sentence(tmp_path: Path, hook: str, holder: str) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os\n"
-        "if 'ESPER_LOCKSTEP_PARENT' in os.environ:\n"
-        f"    import torch.distributed\n    del {holder}.{hook}\n"
-    )
+def test_a_run_says_it_in_one_sentence(
+    tmp_path: Path, hook: str, holder: str, torn_out: Callable[[], None]
+) -> None:
     script = tmp_path / "program.py"
     script.write_text("")
-    done = command("--nproc", "2", "--", str(script), PYTHONPATH=f"{tmp_path}{os.pathsep}{SRC}")
+    done = warm_command("--nproc", "2", "--", str(script), prepare=torn_out)
     said, verdict = done.stderr.splitlines()
     missing = f"torch {torch.__version__} has no {holder}.{hook}"
     assert said[len("rank 0") :] == f": {missing}: lockstep can't see its collectives (2.13 has it)"

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import random
 import selectors
-import subprocess
-import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +17,10 @@ from esper.lockstep.proof.finding import Patience
 from esper.lockstep.rank.recorder import GroupRecord, Recorder
 from esper.lockstep.record.entry import Flag, Kind, Time
 from esper.lockstep.record.ledger import Ledger
-from esper.lockstep.run import quiet
+from esper.lockstep.run import quiet, supervisor
 from esper.lockstep.run.supervisor import Supervisor
+from tests.esper.lockstep.warm import warm_python
+from tests.forked import MARK
 
 ENDLESS = Patience(1e9, 1e9)
 RANKS = 3
@@ -253,6 +254,10 @@ def test_random_runs_are_judged_as_without_it(tmp_path: Path, monkeypatch: pytes
     for name, seconds in (("_TICK", 0.0005), ("_UNMOVED", 0.001), ("_LONGEST", 0.002)):
         monkeypatch.setattr(quiet, name, seconds)
     monkeypatch.setattr(quiet, "_KEPT", 3)
+    for name in ("_POLL", "_QUIET_POLL"):
+        monkeypatch.setattr(supervisor, name, 0.001)
+    for name in ("_IDLE_PROOF", "_QUIET_PROOF"):  # all that was read is judged at once
+        monkeypatch.setattr(supervisor, name, 0.0)
     seen: set[str | None] = set()
     for seed in range(40):
         folder = tmp_path / str(seed)
@@ -338,14 +343,8 @@ def test_it_is_used_for_programs_and_does_not_change_their_end(tmp_path: Path) -
         "    Path(sys.argv[1]).write_text(str(len(decoded)))\n"
     )
     options = ["run", "--nproc", "2", "--", str(script)]
-    done = subprocess.run(
-        [sys.executable, str(launcher), str(noted), *options],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", MARK: uuid.uuid4().hex}
+    done = warm_python([str(launcher), str(noted), *options], environment, 120, starts=2)
     assert done.returncode == 3, done.stderr
     assert "#600" in done.stderr
     assert int(noted.read_text()) < 900  # of more than 1,200

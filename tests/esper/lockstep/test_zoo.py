@@ -24,8 +24,6 @@ from tests.forked import MARK
 ZOO = Path(__file__).parent / "zoo"
 _HEADER = re.compile(r"^# ranks: (\d+), patience: ([\d.]+)(, quick)?(?:, needs: (\w+))?$", re.MULTILINE)
 _DONE = re.compile(r"DONE (\d+)")
-# Its collectives are issued while the interpreter ends, so that must be one of its own.
-_COLD = ("41_collectives_at_exit",)
 _LONGEST = 150.0
 
 
@@ -51,7 +49,7 @@ PROGRAMS = [_program(path) for path in sorted(ZOO.glob("[0-9]*.py"))]
 
 @pytest.mark.parametrize("program", [one for one in PROGRAMS if one.quick], ids=lambda one: one.path.stem)
 def test_a_healthy_program_is_clean(program: Program, tmp_path: Path) -> None:
-    _runs_clean(program, tmp_path, warm=program.path.stem not in _COLD)
+    _runs_clean(program, tmp_path, warm=True)
 
 
 @pytest.mark.stress

@@ -1,5 +1,5 @@
 """What is registered with `atexit` still runs collectives after the script's last line, late on one rank."""
-# ranks: 2, patience: 20, quick
+# ranks: 2, patience: 20
 
 import atexit
 import time
