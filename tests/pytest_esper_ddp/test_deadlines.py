@@ -28,7 +28,7 @@ def test_by_faulthandler(ddp):
 def test_next(ddp):
     dist.barrier()
 """
-# To say where the ranks are takes longer than what is left of the others' time.
+# To say where the ranks are takes longer than what is left of the others' time, 0.5 s.
 SLOW_LOOK = """
 import time
 from pytest_esper_ddp.controller import watch
@@ -36,7 +36,7 @@ from pytest_esper_ddp.controller import watch
 look = watch.current_line
 
 def slow(*args, **kwargs):
-    time.sleep(1.0)
+    time.sleep(0.6)
     return look(*args, **kwargs)
 
 watch.current_line = slow

@@ -47,6 +47,7 @@ def test_a_trainer_is_watched_from_its_making_to_its_end(ddp: DDP) -> None:
 def test_who_wants_no_watchdog_has_none(ddp: DDP) -> None:
     with miniature(ddp.rank, 2, epochs=1, watchdog={"on": False}):
         assert not lockstep.watched()
+        dist.barrier()  # the other one may be connecting its groups yet
 
 
 @pytest.mark.ddp(2)
@@ -54,6 +55,7 @@ def test_where_somebody_watches_a_trainer_adds_nobody(ddp: DDP) -> None:
     assert lockstep.watched()
     with miniature(ddp.rank, 2, epochs=1):
         assert not watching()
+        dist.barrier()  # as above
 
 
 @pytest.mark.ddp(2, lockstep="off")
