@@ -44,7 +44,7 @@ def test_all_is_as_it_was(ddp):
     assert os.environ["WORLD_SIZE"] == "2"
     dist.barrier()
 
-@ddp2
+@pytest.mark.ddp(2, lockstep="observe")  # or the watchdog would leave the judging to the test
 def test_leave_what_ends_by_itself(ddp):
     executor = concurrent.futures.ThreadPoolExecutor(2)
     executor.submit(time.sleep, 0.1)
