@@ -126,13 +126,10 @@ class Inner:
         *arguments: str,
         env: Mapping[str, str] | None = None,
         command: Sequence[str] = PYTEST,
-        before: Sequence[str] = (),
     ) -> subprocess.Popen[str]:
-        """Start a session, or what else Python is to run, and leave it running; `before`: a command that
-        starts what follows it.
-        """
+        """Start a session, or what else Python is to run, and leave it running."""
         process = subprocess.Popen(
-            [*before, sys.executable, *command, *arguments],
+            [sys.executable, *command, *arguments],
             cwd=self.folder,
             env=self._environment(env or {}),
             stdin=subprocess.DEVNULL,

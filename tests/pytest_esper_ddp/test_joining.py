@@ -13,7 +13,7 @@ from pytest_esper_ddp.wire.start import large_pages
 # What is configured while the store's client is made, and what after: a process in which the system's
 # sources of names are such that nothing is found by them.
 PROGRAM = """
-import socket, sys, threading
+import os, socket, sys
 from pathlib import Path
 from pytest_esper_ddp.rank import joining
 
@@ -23,32 +23,38 @@ def found():
     except OSError as error:
         return "nothing"
 
-joining._SOURCES = Path(sys.argv[1])
-print(found())
-with joining._names_from_files():
+def tell(sources):
+    joining._SOURCES = sources
     print(found())
-print(found())
+    with joining._names_from_files():
+        print(found())
+    print(found(), flush=True)
+
+# Each in a process of its own: what a library was told once it keeps.
+for name in sys.argv[1:]:
+    if os.fork() == 0:
+        tell(Path(name))
+        os._exit(0)
+    assert os.wait()[1] == 0
 """
+
+SOURCES = {
+    "ours": "# where names are\npasswd: files\nhosts:\t nosuchsource # ours\n",
+    "usual": "hosts: files dns",
+    "silent": "passwd: files",  # nothing to put back: nothing is changed
+}
 
 
 @pytest.mark.skipif(not Path("/etc/nsswitch.conf").is_file(), reason="names are not glibc's to find")
-@pytest.mark.parametrize(
-    ("written", "after"),
-    [
-        ("# where names are\npasswd: files\nhosts:\t nosuchsource # ours\n", "nothing"),
-        ("hosts: files dns", "127.0.0.1"),
-        ("passwd: files", "127.0.0.1"),  # nothing to put back: nothing is changed
-    ],
-)
-def test_names_come_from_files_while_a_rank_joins_and_from_where_they_did_afterwards(
-    tmp_path: Path, written: str, after: str
-) -> None:
-    sources = tmp_path / "nsswitch.conf"
-    sources.write_text(written)
+def test_names_come_from_files_while_a_rank_joins_and_from_where_they_did_afterwards(tmp_path: Path) -> None:
+    for name, written in SOURCES.items():
+        (tmp_path / name).write_text(written)
+    paths = [str(tmp_path / name) for name in SOURCES]
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(sources)], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", PROGRAM, *paths], capture_output=True, text=True, check=True, timeout=60
     )
-    assert done.stdout.split("\n")[:3] == ["127.0.0.1", "127.0.0.1", after]
+    local = "127.0.0.1"
+    assert done.stdout.split() == [*(local, local, "nothing"), *(local, local, local), *(local, local, local)]
 
 
 def test_a_user_who_has_tuned_the_c_library_keeps_that() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.pytest_esper_ddp.inner import Inner, Result
+from tests.pytest_esper_ddp.warm import MOUNTS
 
 # A namespace of its own: what is mounted there nobody else sees, and it goes with the session.
 _PRIVATE = ("unshare", "-m", "sh", "-c")
@@ -49,21 +50,18 @@ def temp(inner: Inner) -> Path:
 
 def run_with(inner: Inner, temp: Path, mounts: str, *arguments: str) -> Result:
     """A session that finds these mounts; $T is the directory for what is temporary."""
-    process = inner.start(*arguments, env={"TMPDIR": str(temp), "T": str(temp)}, before=(*_PRIVATE, mounts))
-    return inner.finish(process)
+    return inner.run(*arguments, env={"TMPDIR": str(temp), "T": str(temp), MOUNTS: mounts})
 
 
 def test_a_disk_that_fills_up_fails_the_test_that_filled_it(inner: Inner, temp: Path) -> None:
-    mounts = (
-        'mount -t tmpfs -o size=64k none /dev/shm && mount -t tmpfs -o size=24m none $T && exec "$0" "$@"'
-    )
+    mounts = "mount -t tmpfs -o size=64k none /dev/shm && mount -t tmpfs -o size=24m none $T"
     result = run_with(inner, temp, mounts)
     assert result.ends == {"test_fill": "FAILED", "test_small": "PASSED", "test_plain": "PASSED"}, result.text
     assert result.messages["test_fill"].endswith("OSError: [Errno 28] No space left on device")
 
 
 def test_a_full_disk_is_said(inner: Inner, temp: Path) -> None:
-    mounts = 'mount -t tmpfs -o size=64k none /dev/shm && mount -t tmpfs -o size=8m none $T && exec "$0" "$@"'
+    mounts = "mount -t tmpfs -o size=64k none /dev/shm && mount -t tmpfs -o size=8m none $T"
     result = run_with(inner, temp, mounts)
     assert result.ends == {"test_fill": "ERROR", "test_small": "ERROR", "test_plain": "PASSED"}, result.text
     assert result.messages["test_small"] == (
@@ -73,7 +71,7 @@ def test_a_full_disk_is_said(inner: Inner, temp: Path) -> None:
 
 
 def test_a_directory_that_can_not_be_written_is_said(inner: Inner, temp: Path) -> None:
-    mounts = 'mount -t tmpfs -o ro none /dev/shm && mount -t tmpfs -o ro none $T && exec "$0" "$@"'
+    mounts = "mount -t tmpfs -o ro none /dev/shm && mount -t tmpfs -o ro none $T"
     result = run_with(inner, temp, mounts, f"--basetemp={temp}/base")
     assert result.ends == {"test_fill": "ERROR", "test_small": "ERROR", "test_plain": "PASSED"}, result.text
     assert result.messages["test_small"] == (

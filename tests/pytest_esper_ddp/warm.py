@@ -6,8 +6,11 @@ workers are, each with one of its own. Whatever else it starts, as ranks that ar
 
 from __future__ import annotations
 
+import ctypes
 import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -26,6 +29,9 @@ LOADED = (
     "pytest_timeout",
     "xdist.plugin",
 )
+# What to mount before a session begins, for nobody but it.
+MOUNTS = "ESPER_TEST_MOUNTS"
+_NEW_MOUNTS, _ALL_PRIVATE = 0x20000, 1 << 14 | 1 << 18  # CLONE_NEWNS; MS_REC, MS_PRIVATE
 # A new interpreter, or torch as it is loaded, reads these; OMP_NUM_THREADS as well, but here there is one
 # thread, whatever that says.
 READ_AT_START = ("PYTHON", "COV", "LD_", "GLIBC_", "MALLOC_", "TORCH_")
@@ -35,8 +41,18 @@ _NOT_OF_A_NEW_INTERPRETER = ("esper", "pytest_esper_ddp", "tests")
 def be_python(arguments: Sequence[str]) -> NoReturn:
     """In the forked process: `python ARGUMENTS...`; before them, how many it starts, or 0 for as usual."""
     starts, *words = arguments
+    if MOUNTS in os.environ:
+        _mount(os.environ.pop(MOUNTS))
     keep_spares(int(starts) or _started_by(words), _be_new)
     be_interpreter([sys.executable, *words], _forget)
+
+
+def _mount(commands: str) -> None:
+    """In a namespace of its own: what is mounted there nobody else sees, and it goes with the session."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.unshare(_NEW_MOUNTS) or library.mount(b"none", b"/", None, _ALL_PRIVATE, None):
+        raise OSError(ctypes.get_errno(), "no mounts of its own")
+    subprocess.run(["sh", "-c", commands], check=True)
 
 
 def _started_by(arguments: Sequence[str]) -> int:
@@ -59,6 +75,7 @@ def _be_new(command: Sequence[str]) -> None:
 
 
 def _forget(command: Sequence[str]) -> None:
+    tempfile.tempdir = None  # as found where this was forked from
     for name in [name for name in sys.modules if name.partition(".")[0] in _NOT_OF_A_NEW_INTERPRETER]:
         del sys.modules[name]
     for name, module in sys.modules.items():
