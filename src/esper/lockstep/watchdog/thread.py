@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from selectors import EVENT_READ, EpollSelector
@@ -56,13 +56,17 @@ class WatchThread(threading.Thread):
         folder: Path,
         recorder: Recorder,
         patience: float,
-        raiser: Raiser | None,
+        raiser: Raiser,
+        *,
+        raises: bool,
     ) -> None:
-        """`raiser`: None where a verdict is to end the process."""
+        """`raises`: whether a verdict is raised; if not, it ends the process, and the raiser only holds back
+        what has failed until then.
+        """
         super().__init__(name="esper.lockstep watchdog", daemon=True)
         self._meeting, self._folder, self._ledger = meeting, folder, recorder.ledger
         self._internal = recorder.internal
-        self._patience, self._raiser = patience, raiser
+        self._patience, self._raiser, self._raises = patience, raiser, raises
         self._stopping = threading.Event()
         self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._watch: HostWatch | None = None
@@ -231,7 +235,7 @@ class WatchThread(threading.Thread):
         with suppress(OSError):
             write_stacks(self._folder, self._ledger.rank, None)
         raiser, rank = self._raiser, self._ledger.rank
-        if raiser is None:
+        if not self._raises:
             tell(self._folder, rank, Word.KNOWS)
             self._await_others(Word.KNOWS)
             self._end()
@@ -314,7 +318,8 @@ class WatchThread(threading.Thread):
         flushing.join(_FLUSHED_WITHIN)
         tell(self._folder, self._ledger.rank, Word.APART)
         self._continue_stopped()
-        os._exit(STATUS)
+        leave: Callable[[int], NoReturn] = getattr(os._exit, "__wrapped__", os._exit)
+        leave(STATUS)  # past what records it: this end is not the program's
 
     def _say(self, text: str) -> None:
         # Past Python's stream, whose lock the thread that is stuck may hold.

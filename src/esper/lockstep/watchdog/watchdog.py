@@ -95,17 +95,17 @@ class Watchdog:
         reader = LedgerReader(ledger.path.parent, ledger.rank)
         reader.open()
         self._undo.append(reader.close)
-        raiser = self._raiser = Raiser(recorder, reader) if action == "raise" else None
-        if raiser is not None:
-            raiser.install()
-            self._undo.append(raiser.uninstall)
+        raiser = self._raiser = Raiser(recorder, reader)
+        raiser.install()
+        self._undo.append(raiser.uninstall)
         ledger.set_own_threads(1)
         ledger.heartbeat()
         self._undo.append(lambda: ledger.set_own_threads(0))
         meeting.enter(this_member(meeting.rank))
-        thread = self._thread = WatchThread(meeting, folder, recorder, patience, raiser)
-        if raiser is not None:
-            raiser.alert = thread.alert
+        thread = self._thread = WatchThread(
+            meeting, folder, recorder, patience, raiser, raises=action == "raise"
+        )
+        raiser.alert = thread.alert
         thread.start()
         this = weakref.ref(thread)
 
