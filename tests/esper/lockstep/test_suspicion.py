@@ -153,6 +153,28 @@ def test_a_rank_stopped_after_it_came_back_holds_nobody() -> None:
     assert story.found(later=60.0, patience=TWO_SECONDS) is None
 
 
+def test_a_rank_that_ended_in_the_making_of_a_group() -> None:
+    story = Story(3)
+    for rank in range(3):
+        story.call(rank, "new_group")
+    story.ends_process(1, -9)
+    assert story.found(later=1.9, patience=TWO_SECONDS) is None
+    finding = story.prove(later=0.2, patience=TWO_SECONDS)
+    assert finding is not None
+    assert (finding.kind, list(finding.guilty)) == ("crashed", [1])
+    assert sorted(entry.rank for entry in finding.waiting) == [0, 2]
+
+
+@pytest.mark.parametrize("op", ["new_group", "all_reduce"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_rank_that_ended_when_it_or_the_other_had_come_back(op: str, first: int) -> None:
+    story = Story(2)
+    calls = [story.call(rank, op) for rank in range(2)]
+    story.come_back(calls[first])
+    story.ends_process(1)
+    assert story.found(later=60.0, patience=TWO_SECONDS) is None
+
+
 def stop(story: Story, rank: int) -> None:
     story.letters[rank], story.stopped[rank] = "T", story.now
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from esper.lockstep.proof.finding import Finding, Patience, Where, in_collective, joined
+from esper.lockstep.proof.gone import terminal
 from esper.lockstep.proof.mailbox import Wait
 from esper.lockstep.proof.victims import failed, not_connected, victims
 from esper.lockstep.proof.view import View
@@ -95,6 +96,7 @@ def unexplained(
     return (
         victims(view, waits, now, patience, final)
         or _stopped_inside(view, now, patience)
+        or _ended_inside(view, waits, now, patience)
         or _standstill(view, waits, now, patience)
     )
 
@@ -130,6 +132,37 @@ def _stopped_inside(view: View, now: float, patience: Patience) -> list[Finding]
             place = (waiting[0].group, waiting[0].sequence)
             findings.append(Finding("frozen", since + patience.stopped, *place, waiting, where))
     return findings
+
+
+def _ended_inside(view: View, waits: dict[int, list[Wait]], now: float, patience: Patience) -> list[Finding]:
+    """Ranks whose process ended in the making of a group that all had begun. Any other call breaks for those
+    who are in it; here gloo may wait to be called by the rank that is gone.
+    """
+    if all(seen.ended is None for seen in view.ranks):
+        return []
+    findings = []
+    for together in view.matching.perhaps_under_way():
+        under_way = [
+            fresh
+            for entry in together
+            if entry.op == "new_group" and (fresh := view.refresh(entry)) is not None and fresh.blocks()
+        ]
+        waiting = tuple(entry for entry in under_way if not view.ranks[entry.rank].left)
+        ends = {
+            entry.rank: end
+            for entry in under_way
+            if view.ranks[entry.rank].ended is not None
+            and (end := terminal(view, waits, entry.rank, entry.group, excuse=True)) is not None
+        }
+        if not waiting or not ends:
+            continue
+        rank, (kind, at, where) = min(ends.items(), key=lambda end: end[1][1])
+        since = max(at, *(entry.issued for entry in waiting))
+        if now - since > patience.running:
+            guilty: dict[int, Where | None] = {rank: where}
+            place = (waiting[0].group, waiting[0].sequence)
+            findings.append(Finding(kind, since + patience.running, *place, waiting, guilty))
+    return joined(findings)
 
 
 def _came_back(entry: Entry) -> bool:
