@@ -22,7 +22,7 @@ def start(patience: float = PATIENCE, action: str = "raise", run_dir: str | Path
     `run_dir`, where they stay for `python -m esper.lockstep explain`; without it into memory, where they
     stay only after a verdict.
 
-    What keeps it from watching (no group, ranks on several hosts, no room in `run_dir`, it watches already,
+    What keeps it from watching (no group, no store that answers, no room in `run_dir`, it watches already,
     ...) is said in one sentence on stderr, and the program runs on. Under `python -m esper.lockstep run`, and
     in a test that lockstep ends at a verdict, it does nothing: those watch already. Raises ValueError for
     another action, and TypeError for a patience that is no number.

@@ -37,22 +37,6 @@ def stderr(capfd: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.ddp(2, lockstep="off")
-def test_ranks_of_several_hosts_are_not_watched_and_it_is_said_once(
-    ddp: DDP, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(meeting, "host", lambda: f"host {ddp.rank}")
-    with lockstep.start(patience=PATIENCE) as watchdog:
-        await_end()
-        assert not watchdog.running
-        # A verdict would be due: nobody here could say whose fault it is.
-        if ddp.rank == 1:
-            time.sleep(LONGER)
-        dist.barrier()
-    said = stderr(capfd).count("not watching: ranks on 2 hosts")
-    assert said == (1 if ddp.rank == 0 else 0)
-
-
-@pytest.mark.ddp(2, lockstep="off")
 def test_ranks_that_begin_at_different_places_are_not_watched(
     ddp: DDP, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,10 +22,20 @@ _SAME_CLOCK = 60.0
 class Afterwards:
     """A run whose processes nobody can ask any more; times are those of its first legible ledger's clock."""
 
-    def __init__(self, left: Left) -> None:
-        """Fold all that the ledgers hold into `view`."""
+    def __init__(
+        self,
+        left: Left,
+        *,
+        behind: Mapping[int, float] | None = None,
+        entered: Mapping[int, Mapping[str, int]] | None = None,
+    ) -> None:
+        """Fold all that the ledgers hold into `view`. `behind`: by how many seconds each rank's clock is
+        behind; by default what their clocks on the wall say. `entered`: how many collectives of each group
+        a rank has entered, of ranks of which that is known besides.
+        """
         self._left, self._witnesses = left, left.witnesses
-        self._ahead = _shifts(left.witnesses, left.manifest)
+        self._ahead = _shifts(left.witnesses, left.manifest) if behind is None else behind
+        self._entered = entered or {}
         self.view = View(left.world_size, self)
         # When the last sign of life came from any rank.
         self.end = max((self.last_heard(rank) for rank in self._witnesses), default=0.0)
@@ -84,12 +94,19 @@ class Afterwards:
                 if name.startswith("p2p:"):
                     matching.unknown(rank)  # which sends met which receives is not to be known any more
                 elif name not in witness.groups:
-                    matching.unknown(rank, name)  # it may have been there before what its ring holds
+                    self._unseen(rank, name)
         for rank, witness in self._witnesses.items():
             if self.over(rank) and not witness.ends:
                 matching.unknown(rank)  # it may have gone on when it was watched no more
             if not all(matching.members(name.removeprefix("p2p:")) for name in witness.groups):
                 matching.unknown(rank)
+
+    def _unseen(self, rank: int, group: str) -> None:
+        """It may have been there before what its ring holds."""
+        if rank in self._entered:
+            self.view.matching.unknown(rank, group, self._entered[rank].get(group, 0))
+        else:
+            self.view.matching.unknown(rank, group)
 
     def _entries(self, rank: int) -> Iterator[Entry]:
         ahead = self._ahead[rank]

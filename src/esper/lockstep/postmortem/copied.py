@@ -44,6 +44,10 @@ class CopiedLedger(LedgerReader):
             reason = f"record {max(0, self._read - 1)} is not legible ({type(error).__name__}: {error})"
             raise LedgerError(str(self.path), reason) from error
 
+    def content(self) -> bytes:
+        """The bytes of the ledger."""
+        return b"" if self._map is None else bytes(self._map)
+
     @property
     def wrapped(self) -> bool:
         """Whether it has lost its oldest records; known once they have been read."""

@@ -102,14 +102,14 @@ class Matching:
             for entry in self._early.pop(name, []):
                 self.add(entry)
 
-    def unknown(self, rank: int, group: str | None = None) -> None:
+    def unknown(self, rank: int, group: str | None = None, before: int = _NEVER) -> None:
         """What `rank` did is lost, or what it did in `group`, before anything was added there: it may have
-        come to whatever others wait in.
+        come to whatever others wait in, of numbers less than `before`.
         """
         if group is None:
             self._unread.add(rank)
         else:
-            self._holes.setdefault(group, []).append((rank, 0, _NEVER))
+            self._holes.setdefault(group, []).append((rank, 0, before))
 
     @property
     def unreadable(self) -> frozenset[int]:

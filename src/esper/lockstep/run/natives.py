@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from esper.lockstep.record.entry import Flag, Kind
 from esper.lockstep.record.reader import LedgerReader
@@ -18,8 +18,9 @@ class NativeCalls:
     is passed over soon, and may be under way for long.
     """
 
-    def __init__(self, reader: LedgerReader) -> None:
-        self._reader = reader
+    def __init__(self, reader: LedgerReader, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock`: that of the rank's host."""
+        self._reader, self._clock = reader, clock
         self._seen: int | None = None  # records that have been looked at
         self._not_done: dict[int, list[int]] = {}  # numbers by thread
 
@@ -49,4 +50,4 @@ class NativeCalls:
         times = self._reader.times(number)
         if times is None or times.wait_ended:  # overwritten; refused, or one that blocks until its end
             return True
-        return times.done != 0.0 and time.monotonic() - times.done >= _WOKEN_WITHIN
+        return times.done != 0.0 and self._clock() - times.done >= _WOKEN_WITHIN

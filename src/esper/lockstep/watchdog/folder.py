@@ -145,6 +145,7 @@ class Word(StrEnum):
     KNOWS = "knows"  # the verdict
     APART = "apart"  # it has let go of the others: nothing of theirs completes here any more
     STOPPED = "stopped"  # its program goes on, and nobody records it
+    LEAVES = "leaves"  # it watches no more
 
 
 def tell(folder: Path, rank: int, word: Word) -> None:

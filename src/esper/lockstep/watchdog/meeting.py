@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -98,6 +98,35 @@ class Meeting:
     def complete(self) -> bool:
         """Whether all had come when `members` was called last."""
         return len(self._found) == self.world_size
+
+    def put(self, name: str, value: str | bytes) -> None:
+        """Leave something for the others. This and what follows raise RuntimeError where the store does not
+        answer.
+        """
+        self._store.set(self._key(name), value)
+
+    def put_first(self, name: str, value: str, before: str = "") -> str:
+        """Put it in the place of `before` ("": of nothing), and return what is there then."""
+        return self._text(self._store.compare_set(self._key(name), before, value))
+
+    def look_up(self, names: Sequence[str]) -> list[str]:
+        """What is under these names, all of which have been put there before."""
+        keys = [self._key(name) for name in names]
+        if self._store.has_extended_api():
+            return [self._text(value) for value in self._store.multi_get(keys)]
+        return [self._text(self._store.get(key)) for key in keys]
+
+    def find(self, name: str) -> bytes | None:
+        """What is under this name; None: nothing yet."""
+        key = self._key(name)
+        return bytes(self._store.get(key)) if self._store.check([key]) else None
+
+    def take(self, name: str) -> bytes | None:
+        """As `find`; it is there no more then."""
+        found = self.find(name)
+        if found is not None:
+            self._store.delete_key(self._key(name))
+        return found
 
     def leave(self) -> None:
         """Give the connection back, for good: with it a file that is a store goes, as without a watchdog."""

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-_Endpoint = tuple[bytes, int]  # address as the kernel has it, port
+Endpoint = tuple[bytes, int]  # address as the kernel has it, port
 _INODE = re.compile(r"socket:\[(\d+)\]")
 # What gloo's peers say first: which of a group's connections this is.
 _PLACE = struct.Struct("=q")
@@ -23,11 +23,11 @@ _ESTABLISHED = "01"
 _FAMILIES = {"tcp": socket.AF_INET, "tcp6": socket.AF_INET6}
 
 
-def shut_connections_to(pids: Iterable[int], ports: Iterable[int] = ()) -> int:
-    """Shut every connection of this process to a socket of one of those processes on this host, or to one of
-    these ports of any; how many there were.
+def shut_connections_to(pids: Iterable[int], ports: Iterable[int] = (), ends: Iterable[Endpoint] = ()) -> int:
+    """Shut every connection of this process to a socket of one of those processes on this host, to one of
+    these ports of any, or to one of those ends; how many there were.
     """
-    theirs = {endpoint for pid in pids for endpoint in _endpoints(pid)}
+    theirs = {endpoint for pid in pids for endpoint in endpoints(pid)} | set(ends)
     wanted = set(ports)
     shut = 0
     for number in _numbers(os.getpid()):
@@ -73,7 +73,7 @@ def _stream(number: int) -> Iterator[socket.socket | None]:
         yield connection if stream else None
 
 
-def _endpoints(pid: int) -> Iterator[_Endpoint]:
+def endpoints(pid: int) -> Iterator[Endpoint]:
     """The local ends of the connections of one process."""
     own = set()
     for number in _numbers(pid):

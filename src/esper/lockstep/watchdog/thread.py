@@ -23,7 +23,9 @@ from esper.lockstep.report.verdict import read_report, write_report
 from esper.lockstep.run.process import started, state
 from esper.lockstep.watchdog.aborting import NCCL, Aborting, backends
 from esper.lockstep.watchdog.folder import Word, tell, told
-from esper.lockstep.watchdog.hostwatch import BEAT, HostWatch
+from esper.lockstep.watchdog.hosts.watch import HostsWatch
+from esper.lockstep.watchdog.hostwatch import HostWatch
+from esper.lockstep.watchdog.localranks import BEAT, LocalRanks
 from esper.lockstep.watchdog.meeting import Meeting, Member
 from esper.lockstep.watchdog.raising import Raiser
 from esper.lockstep.watchdog.requests import answer, write_stacks
@@ -69,8 +71,9 @@ class WatchThread(threading.Thread):
         self._patience, self._raiser, self._raises = patience, raiser, raises
         self._stopping = threading.Event()
         self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._watch: HostWatch | None = None
+        self._watch: HostWatch | HostsWatch | None = None
         self._members: Sequence[Member] = ()
+        self._here: Sequence[Member] = ()  # those of this host, once all have come
         self._began = time.monotonic()
         self._told_who_lacks = False
         self._forked = False
@@ -90,6 +93,8 @@ class WatchThread(threading.Thread):
                         return
                     selector.select(self._pause())
                     self._clear_alarm()
+                if self._watch is not None:
+                    self._watch.leave()
         except StartError as error:  # for all of them alike, so one says it
             if self._ledger.rank == 0:
                 self._say(f"not watching: {error}")
@@ -97,7 +102,7 @@ class WatchThread(threading.Thread):
             self._say(f"not watching any more: lockstep itself failed ({type(error).__name__}: {error})")
         finally:
             if self._watch is not None:
-                self._watch.close()
+                self._watch.local.close()
 
     def alert(self) -> None:
         """Something has failed in this rank: the verdict will come soon, or be found soon."""
@@ -144,8 +149,9 @@ class WatchThread(threading.Thread):
         now = time.monotonic()
         if now < self._alert_until:
             return _ALERT
-        meeting = self._watch is None and now - self._began < _MEETING_LASTS
-        return _MEETING if meeting else BEAT
+        if self._watch is not None:
+            return self._watch.pause
+        return _MEETING if now - self._began < _MEETING_LASTS else BEAT
 
     def _clear_alarm(self) -> None:
         with suppress(BlockingIOError):
@@ -155,17 +161,7 @@ class WatchThread(threading.Thread):
         if self._watch is None:
             if not self._all_have_come():
                 return None
-            self._note_who_watches()
-            self._watch = HostWatch(
-                self._folder,
-                self._ledger.path.parent,
-                self._ledger.rank,
-                self._members,
-                self._patience,
-                selector,
-                self._began,
-                self._internal,
-            )
+            self._watch = self._watch_over(selector)
         found = self._watch.look()
         if self._watch.saw_an_end:
             self._alert_until = time.monotonic() + _ALERT_LASTS
@@ -202,25 +198,41 @@ class WatchThread(threading.Thread):
                 )
         return False
 
-    def _note_who_watches(self) -> None:
-        manifest = Manifest(
+    def _watch_over(self, selector: EpollSelector) -> HostWatch | HostsWatch:
+        """Raises StartError where the store does not answer."""
+        manifest, ledgers = self._manifest(), self._ledger.path.parent
+        with suppress(LedgerError):  # no room: a post-mortem asks the ledgers
+            manifest.write(self._folder)
+        own = next(one.host for one in self._members if one.rank == self._ledger.rank)
+        self._here = [member for member in self._members if member.host == own]
+        local = LocalRanks(ledgers, self._ledger.rank, self._here, selector, self._began)
+        if len(self._here) == len(self._members):
+            return HostWatch(self._folder, ledgers, local, self._patience, self._internal)
+        try:
+            return HostsWatch(
+                self._folder,
+                ledgers,
+                local,
+                self._patience,
+                self._internal,
+                self._meeting,
+                self._members,
+                manifest,
+            )
+        except RuntimeError as error:
+            raise StartError("the job's store", str(error).partition("\n")[0]) from error
+
+    def _manifest(self) -> Manifest:
+        return Manifest(
             run=self._meeting.run,
             world_size=self._meeting.world_size,
             started=time.time(),
             patience=Waits(self._patience, self._patience, Patience.compiling),
             hosts={member.rank: member.host_name for member in self._members},
         )
-        with suppress(LedgerError):  # no room: a post-mortem asks the ledgers
-            manifest.write(self._folder)
 
     def _agree(self) -> None:
-        """Raises StartError where these ranks can't be watched: on several hosts nobody here can read all
-        ledgers, and where they began to count at different places they would seem to differ.
-        """
-        hosts = {member.host: member.host_name for member in self._members}
-        if len(hosts) > 1:
-            names = ", ".join(sorted(hosts.values()))
-            raise StartError(f"ranks on {len(hosts)} hosts ({names})", "those of one host can be watched")
+        """Raises StartError where ranks began to count at different places: they would seem to differ."""
         first = self._members[0]
         for other in self._members[1:]:
             for group in first.positions.keys() & other.positions.keys():
@@ -255,7 +267,7 @@ class WatchThread(threading.Thread):
         """
         end = time.monotonic() + _ALL_WITHIN
         while time.monotonic() < end and (stopping or not self._stopping.is_set()):
-            watching = [member.rank for member in self._members if self._watches(member.rank)]
+            watching = [member.rank for member in self._here if self._watches(member.rank)]
             if all(told(self._folder, rank, word) for rank in watching):
                 return
             time.sleep(_BETWEEN_QUESTIONS)
@@ -266,23 +278,26 @@ class WatchThread(threading.Thread):
         """
         stopped = [
             member.pid
-            for member in self._members
+            for member in self._here
             if state(member.pid) == "T" and started(member.pid) == member.started  # and no other's number
         ]
         if stopped:
             self._await_others(Word.APART, stopping=True)
+            if len(self._here) < len(self._members):
+                time.sleep(_ALL_WITHIN)  # those of other hosts leave no word here
         for pid in stopped:
             with suppress(OSError):  # killed meanwhile
                 os.kill(pid, signal.SIGCONT)
 
     def _watches(self, rank: int) -> bool:
-        return rank == self._ledger.rank or (self._watch is not None and self._watch.beats(rank))
+        return rank == self._ledger.rank or (self._watch is not None and self._watch.local.beats(rank))
 
     def _raise(self, raiser: Raiser, stuck: Collection[int]) -> None:
         if self._stopping.is_set():
             return
         main = kernel_id(threading.main_thread())
-        peers = [member.pid for member in self._members if member.pid != os.getpid()]
+        peers = [member.pid for member in self._here if member.pid != os.getpid()]
+        ends = () if self._watch is None else self._watch.ends
         end = time.monotonic() + _RAISED_WITHIN
         if on_streams := backends(NCCL):
             # Who waits for a stream goes on as if all were well; with the signal it raises there and then.
@@ -291,7 +306,7 @@ class WatchThread(threading.Thread):
             aborting.start()
             aborting.join(_ABORTED_WITHIN)
         # NCCL's own are among them: at their end, without the abort, torch would end the process.
-        shut_connections_to(peers)
+        shut_connections_to(peers, ends=ends)
         tell(self._folder, self._ledger.rank, Word.APART)
         # In a collective it raises by itself then; in the midst of torch a handler would.
         if not stuck:
@@ -304,7 +319,7 @@ class WatchThread(threading.Thread):
                 self._end()
             wait = _NEXT_MEANS_AFTER
             stuck = raiser.waiting_threads()  # what it waited for may have come after all
-            shut_connections_to(peers, ports := self._meeting.store_ports())
+            shut_connections_to(peers, ports := self._meeting.store_ports(), ends)
             if not stuck or main in stuck:
                 raiser.signal_main()
             # Of two of gloo's ranks that connect one only waits to be called, with nothing to be shut.

@@ -23,7 +23,7 @@ from esper.lockstep.record.entry import State
 from esper.lockstep.record.ledger import Ledger
 from esper.lockstep.record.reader import LedgerReader
 from esper.lockstep.watchdog.folder import hold_folder, remove_if_left, remove_own
-from esper.lockstep.watchdog.hostwatch import BEAT
+from esper.lockstep.watchdog.localranks import BEAT
 from esper.lockstep.watchdog.meeting import Meeting, this_member
 from esper.lockstep.watchdog.raising import Raiser
 from esper.lockstep.watchdog.thread import WatchThread

@@ -42,13 +42,20 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 from esper import lockstep
 from tests.esper.lockstep.watchdog.notes import note
+{hosts}
 dist.init_process_group("gloo")
 rank, world = dist.get_rank(), dist.get_world_size()
 dog = lockstep.start({start})
-note.begin(rank, world)
+note.begin(rank, {together})
 dist.barrier()
 x = torch.ones(4)
 def main():
+"""
+# A host is what processes have in common that see each other.
+_HOSTS = """\
+from esper.lockstep.watchdog import meeting
+meeting.host = lambda: f"host{int(os.environ['RANK']) // {per_host}}"
+meeting.socket.gethostname = meeting.host
 """
 _TAIL = """
 try:
@@ -105,20 +112,32 @@ def job(
     ranks: int = 3,
     start: str = f"patience={PATIENCE}",
     head: str = _HEAD,
+    per_host: int = 0,
     within: float = 60.0,
     meanwhile: Callable[[Path], object] | None = None,
     shown: bool = True,
     **environment: str,
 ) -> Job:
     """Run the body's function on each rank; nobody of it is left. `meanwhile` gets its folder, in which
-    `pids` lies once all have begun.
+    `pids` lies once all have begun. `per_host`: so many ranks on each host, which has a folder of its own;
+    by default all on this one.
     """
     folder.mkdir(exist_ok=True)
     script = folder / "program.py"
     whole = textwrap.dedent(body)
     if head is _HEAD:
         whole = textwrap.indent(whole, "    ") + _TAIL
-    script.write_text(head.replace("{start}", start) + whole)
+    parts = {"hosts": "", "together": "world", "start": start}
+    if per_host:
+        place = f"{str(folder)!r} + '/' + meeting.host()"
+        parts = {
+            "hosts": _HOSTS.replace("{per_host}", str(per_host)),
+            "together": f"len([one for one in range(world) if one // {per_host} == rank // {per_host}])",
+            "start": f"{start}, run_dir={place}",
+        }
+    for name, part in parts.items():
+        head = head.replace(f"{{{name}}}", part)
+    script.write_text(head + whole)
     marked = {**os.environ, MARK: uuid.uuid4().hex, "OMP_NUM_THREADS": "1", **environment}
     with tempfile.TemporaryFile("w+") as output:
         server = forkserver(*LOADED)
