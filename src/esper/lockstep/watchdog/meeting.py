@@ -53,7 +53,7 @@ class Meeting:
             return
         try:
             # A connection of its own: the program may wait in its one for ever.
-            self._store = c10d._get_default_store().clone()  # type: ignore[attr-defined]  # in no stub
+            self._store = _second(c10d._get_default_store())
             self._store.set_timeout(_STORE_ANSWERS)
         except (RuntimeError, AttributeError) as error:
             kind = type(_innermost(c10d._get_default_store())).__name__
@@ -174,6 +174,16 @@ def _innermost(store: Any) -> Any:
     while isinstance(store, c10d.PrefixStore):
         store = store.underlying_store
     return store
+
+
+def _second(store: Any) -> Any:
+    """A second connection takes as long as the first one's time-out, minutes, where the server is gone."""
+    before = store.timeout
+    store.set_timeout(_STORE_ANSWERS)
+    try:
+        return store.clone()
+    finally:
+        store.set_timeout(before)
 
 
 def _one_line(error: Exception) -> str:

@@ -187,3 +187,38 @@ def test_a_store_of_one_process_is_refused(tmp_path: Path) -> None:
         "lockstep: rank 0: not watching: the job's store (Store): no second connection to it"
     )
     assert err.count("\n") == 1
+
+
+@pytest.mark.stress
+def test_a_store_that_went_with_rank_0_holds_nobody_for_long(tmp_path: Path) -> None:
+    done = job(
+        tmp_path,
+        """
+        at = os.environ["ESPER_TEST_NOTES"] + "/again"
+        dist.destroy_process_group()
+        if rank == 0:
+            store = dist.TCPStore("127.0.0.1", 0, world, True, wait_for_workers=False)
+            with open(at + ".unfinished", "w") as file:
+                file.write(str(store.port))
+            os.rename(at + ".unfinished", at)
+        while not os.path.exists(at):
+            time.sleep(0.01)
+        if rank != 0:
+            store = dist.TCPStore("127.0.0.1", int(open(at).read()), world, False)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+        dist.barrier()
+        if rank == 0:
+            os._exit(0)
+        time.sleep(0.5)
+        assert not lockstep.start().running
+        """,
+        start="",
+        head=HEAD,
+    )
+    assert done.statuses == (0, 0, 0)
+    for rank in (1, 2):
+        said = [line for line in done.err[rank].splitlines() if line.startswith("lockstep: ")]
+        assert len(said) == 1
+        assert said[0].startswith(
+            f"lockstep: rank {rank}: not watching: the job's store (TCPStore): no second"
+        )
