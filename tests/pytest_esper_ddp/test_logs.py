@@ -27,10 +27,16 @@ class Kept(logging.Handler):
 @pytest.fixture(params=["pytest's own", "ours"])
 def capture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> object:
     """The class in force."""
-    monkeypatch.setattr(_pytest.logging, "catching_logs", _pytest.logging.catching_logs)
     if request.param == "ours":
-        relay_logs()
+        relay(monkeypatch)
     return _pytest.logging.catching_logs
+
+
+def relay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have ours in force, to the end of the test."""
+    monkeypatch.setattr(_pytest.logging, "catching_logs", _pytest.logging.catching_logs)
+    monkeypatch.setattr(logging.Logger, "__setattr__", logging.Logger.__setattr__)
+    relay_logs()
 
 
 @pytest.fixture
@@ -63,6 +69,49 @@ def test_whoever_comes_to_propagate_is_heard_once(capture: type, logger: logging
         assert caught(capture, logger) == [[f"from {logger.name}"]] * 2
 
 
+def test_one_that_was_only_a_name_so_far_is_heard(capture: type) -> None:
+    name = f"aside{next(NUMBERS)}"
+    logging.getLogger(f"{name}.child")
+    caught(capture)
+    logger = logging.getLogger(name)
+    logger.propagate = False
+    assert caught(capture, logger) == [[f"from {name}"]] * 2
+
+
+class Moody(logging.Logger):
+    """Propagates or not without being told to."""
+
+    alone = False
+
+    @property
+    def propagate(self) -> bool:
+        return not self.alone
+
+    @propagate.setter
+    def propagate(self, value: bool) -> None: ...
+
+
+class Unheard(logging.Logger):
+    """Assigns as it likes."""
+
+    __setattr__ = object.__setattr__
+
+
+@pytest.mark.parametrize("kind", [Moody, Unheard])
+def test_a_logger_of_a_way_of_its_own_is_heard(
+    capture: type, kind: type[Moody | Unheard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = kind(f"aside{next(NUMBERS)}")
+    logger.parent = logging.root
+    monkeypatch.setitem(logging.root.manager.loggerDict, logger.name, logger)
+    for alone in (False, True, False):
+        if isinstance(logger, Moody):
+            logger.alone = alone
+        else:
+            logger.propagate = not alone
+        assert caught(capture, logger) == [[f"from {logger.name}"]] * 2
+
+
 def test_a_program_may_take_all_handlers_away(capture: type, logger: logging.Logger) -> None:
     caught(capture, logger)
     logger.handlers.clear()
@@ -88,10 +137,10 @@ def test_nothing_is_caught_between_phases(capture: type, logger: logging.Logger)
 def test_a_phase_changes_no_logger_that_it_finds_as_before(
     logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_pytest.logging, "catching_logs", _pytest.logging.catching_logs)
-    relay_logs()
+    relay(monkeypatch)
     caught(_pytest.logging.catching_logs, logger)
     there = list(logger.handlers)
+    assert there
     with _pytest.logging.catching_logs(Kept()):
         assert logger.handlers == there
     assert logger.handlers == there

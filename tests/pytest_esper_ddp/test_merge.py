@@ -97,6 +97,19 @@ def test_ranks_that_passed_without_a_word_are_read_once(second: Outcome, read: i
     assert len(loaded) == read
 
 
+def test_of_ranks_that_sent_times_alone_come_the_same_reports() -> None:
+    times = ((100.0, 100.5, 0.5), (100.5, 101.0, 0.5), (101.0, 101.25, 0.25))
+    timed = Outcome((), None, {}, (), passed=times)
+    every = [
+        report(when, start=one[0], stop=one[1], duration=one[2])
+        for when, one in zip(PHASES, times, strict=True)
+    ]
+    assert [vars(one) for one in merged(timed, timed)] == [vars(one) for one in merged(rank(*every), timed)]
+    assert ends(merged(timed, failing("ValueError: x"))) == CALL_FAILED
+    said = the_failure(merged(timed, rank(report("call", "skipped", ("f", 1, "Skipped: no")))))
+    assert said.longreprtext == "the ranks disagree: rank 0 passed; rank 1 skipped (no)"
+
+
 def test_equal_output_is_shown_once_and_other_output_by_rank() -> None:
     same, mine = ("Captured stdout call", "hello"), ("Captured stderr call", "rank 1")
     reports = merged(

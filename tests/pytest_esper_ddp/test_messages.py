@@ -87,6 +87,7 @@ MESSAGES = (
         stops=True,
         refused="target 'x:y': no module 'x'",
         warnings=(Warned("careful", "builtins", "UserWarning", "test_it.py", 3),),
+        passed=((100.0, 101.0, 1.0),) * 3,
     ),
 )
 

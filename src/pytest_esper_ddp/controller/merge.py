@@ -12,7 +12,7 @@ import pytest
 from esper.lockstep.proof.finding import ranks_text
 from pytest_esper_ddp.controller.run import Run
 from pytest_esper_ddp.verdict import Verdict
-from pytest_esper_ddp.wire.messages import Failure, Finalised
+from pytest_esper_ddp.wire.messages import Failure, Finalised, Outcome
 
 Phase = Literal["setup", "call", "teardown"]
 PHASES: tuple[Phase, ...] = ("setup", "call", "teardown")
@@ -35,10 +35,10 @@ def merge(frame: Frame, run: Run, verdict: Verdict | None) -> list[Any]:
     """The reports of the item, in phase order."""
     if verdict is None and _passed_plainly(run):
         # Most tests: the lowest rank's reports stand for all, and the others' need not even be read.
-        _, call, _ = reports = [frame.load(data) for data in run.outcomes[min(run.outcomes)].reports]
+        _, call, _ = reports = _reports(frame, run.outcomes[min(run.outcomes)])
         call.duration = frame.seconds
         return reports
-    by_rank = {rank: [frame.load(data) for data in one.reports] for rank, one in run.outcomes.items()}
+    by_rank = {rank: _reports(frame, one) for rank, one in run.outcomes.items()}
     if run.broken is not None:  # our bug: neither a pass nor the failure that a test may expect
         return _failed(
             frame, run, by_rank, f"inconclusive: lockstep itself failed\n{run.broken}{_story(run, by_rank)}"
@@ -57,18 +57,43 @@ def _passed_plainly(run: Run) -> bool:
     """Whether every rank has passed each phase without a word."""
     if run.exits or run.unfinished or run.diagnosis is not None or run.broken is not None:
         return False
-    outcomes = run.outcomes.values()
-    return not any(outcome.failure or outcome.error for outcome in outcomes) and all(
-        [data.get("when") for data in outcome.reports] == list(PHASES)
-        and all(
-            data.get("$report_type") == "TestReport"
-            and data["outcome"] == "passed"
-            and not data["sections"]
-            and "wasxfail" not in data
-            for data in outcome.reports
-        )
-        for outcome in outcomes
+    return all(map(_without_a_word, run.outcomes.values()))
+
+
+def _without_a_word(outcome: Outcome) -> bool:
+    if outcome.failure or outcome.error:
+        return False
+    if outcome.passed is not None:
+        return True
+    return [data.get("when") for data in outcome.reports] == list(PHASES) and all(
+        data.get("$report_type") == "TestReport"
+        and data["outcome"] == "passed"
+        and not data["sections"]
+        and "wasxfail" not in data
+        for data in outcome.reports
     )
+
+
+def _reports(frame: Frame, outcome: Outcome) -> list[Any]:
+    """What a rank has reported."""
+    if outcome.passed is None:
+        return [frame.load(data) for data in outcome.reports]
+    item = frame.item
+    keywords: dict[str, Literal[1]] = dict.fromkeys(item.keywords, 1)
+    return [
+        pytest.TestReport(
+            item.nodeid,
+            item.location,
+            keywords.copy(),
+            "passed",
+            None,
+            when,
+            duration=duration,
+            start=start,
+            stop=stop,
+        )
+        for when, (start, stop, duration) in zip(PHASES, outcome.passed, strict=True)
+    ]
 
 
 def _excused(frame: Frame, reports: list[Any]) -> list[Any]:

@@ -55,10 +55,11 @@ class OnDemand:
         if not is_ddp(item):
             return None
         session = self._made()
-        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        hook = item.ihook  # which pytest looks up anew for whoever asks
+        hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for report in [*session.run(item), *session.tear_down(item, nextitem)]:
-            item.ihook.pytest_runtest_logreport(report=report)
-        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+            hook.pytest_runtest_logreport(report=report)
+        hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

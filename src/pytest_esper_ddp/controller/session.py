@@ -67,6 +67,8 @@ class Session:
         self._items = [item for item in items if is_ddp(item)]
         if self._items:
             self._sources.collect(self._items)
+            for item in self._items:
+                item.location  # noqa: B018  which the item keeps: 16 us, and there is time until they have collected
         else:
             self.close()
 

@@ -38,11 +38,18 @@ class Watch:
     """The watch over one run."""
 
     def __init__(
-        self, world: World, name: str, scenario: Scenario, deadline: Deadline, terminal: TerminalDesk
+        self,
+        world: World,
+        name: str,
+        scenario: Scenario,
+        deadline: Deadline,
+        terminal: TerminalDesk,
+        started: float,
     ) -> None:
+        """`started`: when the ranks were told to run it, CLOCK_MONOTONIC seconds."""
         self.world, self.name, self.scenario, self.terminal = world, name, scenario, terminal
         self.selector = selectors.DefaultSelector()
-        self.result = Run(started=time.monotonic(), shortened=deadline.note)
+        self.result = Run(started=started, shortened=deadline.note)
         self.deadline = self.result.started + deadline.seconds
         self.act_at: float | None = None
         self.kept: dict[int, float] = {}  # then, by rank: how long each had been kept from a processor

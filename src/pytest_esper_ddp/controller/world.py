@@ -29,7 +29,7 @@ from pytest_esper_ddp.controller.terminal import TerminalDesk
 from pytest_esper_ddp.controller.watch import Watch
 from pytest_esper_ddp.errors import HarnessError
 from pytest_esper_ddp.scenario import Scenario
-from pytest_esper_ddp.wire.channel import Closed, Inbox, receive, send
+from pytest_esper_ddp.wire.channel import Closed, Inbox, receive, send, send_whole, whole
 from pytest_esper_ddp.wire.messages import (
     Broken,
     Debugger,
@@ -149,14 +149,18 @@ class World:
     ) -> Run:
         """Run one item on every rank until all have reported, one has been judged, or time is up."""
         self.wait_up()
-        test = Watch(self, f"{next(self._tests)} {nodeid}", scenario, deadline, terminal)
+        name = f"{next(self._tests)} {nodeid}"
+        judged = scenario.lockstep == "enforce"
+        order = whole(RunTest(nodeid, next_nodeid, name, scenario.faults, judged))
         if os.path.lexists(self._shared):  # a test that asks for it makes it
             shutil.rmtree(self._shared, ignore_errors=True)
-        for rank, channel in enumerate(self.channels):
-            judged = scenario.lockstep == "enforce"
-            order = RunTest(nodeid, next_nodeid, test.name, scenario.faults, judged)
+        started = time.monotonic()
+        for channel in self.channels:
             with suppress(Closed):  # it died between tests: its exit says so
-                send(channel, order)
+                send_whole(channel, order)
+        # Later than that: to make what watches the ranks takes 20 us, and they are at it meanwhile.
+        test = Watch(self, name, scenario, deadline, terminal, started)
+        for rank, channel in enumerate(self.channels):
             test.selector.register(channel, selectors.EVENT_READ, rank)
         with test.selector, closing(terminal):
             return test.watch()

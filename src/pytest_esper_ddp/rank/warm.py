@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from functools import cache
 
 import pytest
 import torch
 
 from pytest_esper_ddp.rank.hooks import Hooks
 from pytest_esper_ddp.rank.logs import relay_logs
+from pytest_esper_ddp.rank.passing import remember_keywords
 from pytest_esper_ddp.rank.recording import install_early
 from pytest_esper_ddp.rank.state import seed_all
 
 
-def warm_up(config: pytest.Config, items: Iterable[pytest.Item], seed: int) -> None:
+def warm_up(session: pytest.Session, items: Iterable[pytest.Item], seed: int) -> None:
     """Runs in the zygote when everything is collected; starts no thread and touches no device."""
+    config = session.config
     install_early(config)
     seed_all(seed)
     torch.get_default_device()
@@ -23,5 +26,8 @@ def warm_up(config: pytest.Config, items: Iterable[pytest.Item], seed: int) -> N
         import numpy.random  # noqa: F401  9 ms
     relay_logs()
     Hooks.of(config)
+    # Which conftest files a path has is settled by now, and pytest asks eleven times a test.
+    session.gethookproxy = cache(session.gethookproxy)  # type: ignore[method-assign,assignment]
     for item in items:
         item.location  # noqa: B018  which the item keeps
+        remember_keywords(item)

@@ -29,6 +29,7 @@ from pytest_esper_ddp.rank.failure import failure_of
 from pytest_esper_ddp.rank.hooks import Hooks
 from pytest_esper_ddp.rank.inject import Injector, refusal
 from pytest_esper_ddp.rank.joining import join
+from pytest_esper_ddp.rank.passing import times_of
 from pytest_esper_ddp.rank.recording import record
 from pytest_esper_ddp.rank.state import Snapshot, seed_rank
 from pytest_esper_ddp.wire.channel import Closed, receive, send
@@ -188,8 +189,10 @@ class Worker:
         self.recorder.over()
         if self.measurement is not None:
             self.measurement.save()
+        passed = times_of(item, observer.reports)
+        told = observer.reports if passed is None else ()
         return Outcome(
-            reports=tuple(_serialised(item, report) for report in observer.reports),
+            reports=tuple(_serialised(item, report) for report in told),
             failure=observer.failure,
             groups=self.interception.summary() if self.interception is not None else {},
             fired=injector.fired(),
@@ -199,6 +202,7 @@ class Worker:
             stops=stops,
             warnings=tuple(self.warnings.recorded),
             shown=shown.getvalue(),
+            passed=passed,
         )
 
     def _answer(self, outcome: Outcome) -> None:

@@ -52,7 +52,7 @@ class Zygote(Collecting):
         send(self.channel, Collected(digests, _unforkable(), self._unforkable, self.errors))
         from pytest_esper_ddp.rank.warm import warm_up
 
-        warm_up(session.config, items.values(), settings_of(session.config).seed)
+        warm_up(session, items.values(), settings_of(session.config).seed)
         gc.collect()
         gc.freeze()  # else each rank's first collection copies every page: 137 ms with dynamo loaded
         poll = select.poll()

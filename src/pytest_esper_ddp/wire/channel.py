@@ -74,9 +74,19 @@ def _loads(data: memoryview) -> Any:
 
 def send(channel: socket.socket, message: object) -> None:
     """Send one message. Raises Closed when nobody reads any more."""
+    send_whole(channel, whole(message))
+
+
+def whole(message: object) -> bytes:
+    """A message as it travels, for whoever sends the same one to several."""
     data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    return _LENGTH.pack(len(data)) + data
+
+
+def send_whole(channel: socket.socket, data: bytes) -> None:
+    """Send what `whole` gave. Raises Closed when nobody reads any more."""
     try:
-        channel.sendall(_LENGTH.pack(len(data)) + data)
+        channel.sendall(data)
     except (BrokenPipeError, ConnectionResetError) as error:
         raise Closed("the other end is gone") from error
 

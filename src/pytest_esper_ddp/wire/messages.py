@@ -222,10 +222,14 @@ class Early:
     failure: Failure | None
 
 
+Times = tuple[tuple[float, float, float], ...]  # by phase: start and stop in epoch seconds, duration
+
+
 @dataclass(frozen=True)
 class Outcome:
     """One rank's end of one item. `error`: it could not be run to its end, and its reports are not all; with
     `stops` because the session is to end. `refused`: it was not begun, since its faults can't be injected.
+    `passed` stands for reports that say nothing else.
     """
 
     reports: tuple[Mapping[str, Any], ...]
@@ -239,6 +243,7 @@ class Outcome:
     refused: str | None = None
     warnings: tuple[Warned, ...] = ()
     shown: str = ""  # what --setup-show prints
+    passed: Times | None = None
 
 
 @dataclass(frozen=True)
