@@ -60,7 +60,8 @@ class SlotState:
     def advance(self, config: SlotConfig) -> "SlotState":
         """The next stage of a seed; entering BLENDING starts alpha on its way up.
 
-        Raises SlotEmpty, or IllegalTransition when there is no next stage or a prune is under way.
+        Raises SlotEmpty, or IllegalTransition when there is no next stage, a prune is under way, or alpha is
+        still on its way where the next stage keeps it for good.
         """
         if self.stage is Stage.DORMANT:
             raise SlotEmpty(self.slot_id, "advance")
@@ -71,6 +72,8 @@ class SlotState:
         target = next_stage(self.stage)
         if target is None:
             raise self._illegal("advance", "the stage is terminal")
+        if target is Stage.FOSSILIZED and self.alpha.mode is not AlphaMode.HOLD:
+            raise self._illegal("advance", f"alpha is on its way, {self.alpha.ticks_left} ticks left")
         if target is Stage.BLENDING:
             fresh = AlphaController(curve=config.curve, steepness=config.steepness)
             return self._enter(target, alpha=fresh.retarget(config.alpha_target, config.tempo))

@@ -98,7 +98,8 @@ class SeedSlot(nn.Module):
     def advance(self) -> None:
         """The next stage; entering BLENDING starts alpha on its way up. Gates are asked before, not here.
 
-        Raises SlotEmpty, or IllegalTransition when there is no next stage or a prune is under way.
+        Raises SlotEmpty, or IllegalTransition when there is no next stage, a prune is under way, or alpha is
+        still on its way where the next stage keeps it for good.
         """
         self._become(self.clock.state.advance(self.config), self.seed)
 

@@ -43,6 +43,8 @@ def state_in(stage: Stage, config: SlotConfig = CONFIG) -> SlotState:
             state = state.tick(config)
         return state
     while state.stage is not stage:
+        while state.stage is Stage.HOLDING and state.alpha.mode is not AlphaMode.HOLD:
+            state = state.tick(config)
         state = state.advance(config).tick(config)
     return state
 
@@ -65,7 +67,7 @@ def test_birth_is_counted_and_the_blueprint_kept() -> None:
 def test_the_ordinary_life() -> None:
     state, stages = SlotState("r0c0").germinate("norm"), [Stage.GERMINATED]
     while state.stage is not Stage.FOSSILIZED:
-        state = state.advance(CONFIG)
+        state = state.advance(SlotConfig(tempo=0))
         stages.append(state.stage)
     assert stages == [Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED]
 
@@ -148,6 +150,15 @@ def test_a_cooldown_entered_by_a_tick_is_as_long_as_one_entered_by_a_decision() 
 def test_a_fossil_keeps_its_alpha() -> None:
     fossil = state_in(Stage.FOSSILIZED, SlotConfig(tempo=0, alpha_target=0.7))
     assert run(fossil, 20).alpha.alpha == 0.7
+
+
+def test_alpha_on_its_way_is_not_kept_for_good() -> None:
+    holding = state_in(Stage.BLENDING).advance(CONFIG)
+    for left in range(3, 0, -1):
+        with pytest.raises(IllegalTransition, match=f"HOLDING.*{left} ticks? left"):
+            holding.advance(CONFIG)
+        holding = holding.tick(CONFIG)
+    assert holding.advance(CONFIG).record().alpha == 1.0
 
 
 @pytest.mark.parametrize("stage", Stage)
