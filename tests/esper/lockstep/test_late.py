@@ -38,7 +38,7 @@ def test_stacks_and_files_are_there_when_a_run_is_late(tmp_path: Path) -> None:
         told = evidence(f"{MARK}={mark}")
         process.kill()
     assert f"-- process {process.pid}\n   {process.pid} python" in told
-    assert 'File "<string>", line 8 in <module>' in told
+    assert re.search('File "<string>", line [78] in <module>', told)  # or still on its way
     kept = re.search(rf"-- {tmp_path}, kept as (.*)", told)
     assert kept is not None
     assert (Path(kept[1]) / "rank0.ledger").read_bytes() == b"what it wrote"
