@@ -13,6 +13,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 
 from esper.distributed.board import Board
 from esper.distributed.deadline import DIAGNOSIS, Deadline
+from esper.distributed.oneround import SHORT, mean_of
 from esper.errors import UnknownBackend
 from esper.lockstep import tag
 from esper.scheduling import yielding_threads
@@ -20,8 +21,6 @@ from esper.scheduling import yielding_threads
 # Ranks leave an exchange that was called off with their operation still pending, and gloo does not let a
 # process end before the operation's own time-out: this is how much longer than the deadline that is.
 _LINGER = 1.0
-# How many values at most are averaged by sending all to all: of more, bytes cost more than rounds.
-_SHORT = 4096
 BACKENDS = ("gloo", "nccl")
 
 
@@ -79,19 +78,16 @@ class Control:
             return
         shared = values.cpu()  # the control group is gloo, whatever the model runs on
         where = f"the mean of {purpose}"
-        if shared.numel() <= _SHORT:
+        if shared.numel() <= SHORT:
             copies = shared.repeat(self.world_size)
-            # Row after row: the order in which a reduction adds depends on the processor.
-            total, *others = self._from_all(copies, purpose, where).view(self.world_size, -1)
-            for other in others:
-                total += other
+            mean = mean_of(self._from_all(copies, purpose, where), self.world_size)
         else:
             with tag(purpose):
                 work = dist.all_reduce(shared, group=self._group, async_op=True)
             assert work is not None
             self._deadline.wait(work, where)
-            total = shared
-        values.copy_(total.div_(self.world_size))
+            mean = shared.div_(self.world_size)
+        values.copy_(mean)
 
     def close(self) -> None:
         """Destroy the groups. Not a collective. Threads close their sockets, and end soon after.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from esper.distributed.oneround import SHORT, mean_of_gradients
 from esper.errors import CounterfactualOnReplica
 
 # torch 2.13 renamed `broadcast_buffers`, and warns at the old name.
@@ -20,14 +22,22 @@ class Replica(DistributedDataParallel):
 
     def __init__(self, module: nn.Module, **settings: Any) -> None:
         super().__init__(module, **settings)
+        learning = [each for each in module.parameters() if each.requires_grad]
         # What the reducer was made for; it never learns of what requires gradients later.
-        self.covered = frozenset(id(each) for each in module.parameters() if each.requires_grad)
+        self.covered = frozenset(map(id, learning))
+        if dist.get_backend(self.process_group) == "gloo" and _are_few(learning):
+            self.register_comm_hook(self.process_group, mean_of_gradients)
 
     def forward(self, *inputs: Any, **keywords: Any) -> Any:
         """As the model's. Raises CounterfactualOnReplica where it is given `alpha_overrides`."""
         if "alpha_overrides" in keywords:
             raise CounterfactualOnReplica(tuple(keywords["alpha_overrides"] or ()))
         return super().forward(*inputs, **keywords)  # type: ignore[no-untyped-call]
+
+
+def _are_few(parameters: Sequence[nn.Parameter]) -> bool:
+    here = all(each.device.type == "cpu" for each in parameters)
+    return here and sum(each.numel() for each in parameters) <= SHORT
 
 
 def replicate(module: nn.Module, group: dist.ProcessGroup) -> Replica:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
+_Hook = TypeVar("_Hook", bound=Callable[..., Any])
+_AVERAGES = "_lockstep_averages"
 _watched: dict[str, Callable[[], Any]] = {}
 _recording = False
 
@@ -40,6 +42,20 @@ def watch(name: str, value: Any) -> None:
         _watched[name] = weakref.ref(value)
     except TypeError:
         _watched[name] = lambda: value
+
+
+def averaging(hook: _Hook) -> _Hook:
+    """`hook`, known from now on as a communication hook of DDP that leaves the same gradients on all ranks.
+
+    Others need not: replicas that have one are compared only in what is watched.
+    """
+    setattr(hook, _AVERAGES, True)
+    return hook
+
+
+def averages(hook: Callable[..., Any]) -> bool:
+    """Whether `averaging` has been told so."""
+    return getattr(hook, _AVERAGES, False)
 
 
 def any_watched() -> bool:

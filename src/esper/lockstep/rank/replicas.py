@@ -352,7 +352,8 @@ def _leaves(value: Any, name: str) -> list[Leaf]:
 
 
 def _has_hook(ddp: DistributedDataParallel) -> bool:
-    return bool(getattr(ddp, "_comm_hooks", None))
+    """Whether gradients go through a hook that may leave others on each rank."""
+    return any(not watching.averages(hook) for hook, _ in getattr(ddp, "_comm_hooks", None) or ())
 
 
 def _group_of(given: Mapping[str, Any]) -> Any:
