@@ -29,10 +29,8 @@ class Facts:
     # was told.
     ended: float | None
     code: int | None
-    leaves: bool  # its program ends now, or is watched no more
     stopped: bool  # its program goes on, and nobody records it
     stopped_since: float | None
-    kept_waiting: float
     asleep: tuple[int, ...]  # its threads that sleep in a call from C++
     line: tuple[str, tuple[str, int, str] | None] | None  # state and place, where that was asked for
     endpoints: tuple[tuple[str, int], ...]  # its connections' own ends
@@ -94,9 +92,7 @@ class FactFinder:
             else:
                 self._stopped.setdefault(rank, now)
 
-    def facts(
-        self, lines: Collection[int], leaving: Collection[int], unrecorded: Callable[[int], bool]
-    ) -> dict[int, Facts]:
+    def facts(self, lines: Collection[int], unrecorded: Callable[[int], bool]) -> dict[int, Facts]:
         """Of all ranks. `lines`: the ranks whose line is wanted, which takes a moment each."""
         ends = self.ends()
         return {
@@ -104,10 +100,8 @@ class FactFinder:
                 state="X" if rank in self._ended else state(pid),
                 ended=self._ended[rank][0] if rank in self._ended else None,
                 code=self._ended[rank][1] if rank in self._ended else None,
-                leaves=rank in leaving,
                 stopped=unrecorded(rank),
                 stopped_since=self._stopped.get(rank),
-                kept_waiting=self.kept_waiting(rank),
                 asleep=tuple(self._asleep(rank, pid)),
                 line=self._line(rank, pid) if rank in lines else None,
                 endpoints=ends[rank],

@@ -182,13 +182,12 @@ class HostsWatch:
 
     def _parcel(self, question: Question | None, read: float) -> Parcel:
         lines: Collection[int] = () if question is None else question.lines
-        leaving = [rank for rank in self.local.pids if self._leaves(rank)]
         entered = {rank: one.entered for rank, one in self._following.progress.items() if one.whole}
         return parcel(
             "" if question is None else question.id,
             read,
             self._ledgers,
-            self._facts.facts(lines, leaving, self._unrecorded),
+            self._facts.facts(lines, self._unrecorded),
             entered,
             _UNASKED if question is None else question.records,
         )
