@@ -188,3 +188,21 @@ def test_a_rank_that_has_not_begun_is_only_not_there_yet(
     report = supervisor.report("clean").to_json()
     assert [end["last"]["op"] for end in report["ranks"]] == ["all_reduce", None, None]
     first.close()
+
+
+def test_who_was_not_run_itself_accuses_nobody_of_that_time(
+    tmp_path: Path, ledgers: list[Ledger], sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    """A whole session that is stopped at a terminal, say."""
+    patience = Patience(1.0, 1.0)
+    supervisor = Supervisor(tmp_path, [one.pid for one in sleepers], patience=patience, gap=0.5)
+    for ledger in ledgers[:2]:
+        enters(ledger)
+    assert supervisor.poll() is None
+    time.sleep(1.5)
+    assert supervisor.poll() is None
+    end = time.monotonic() + 10.0
+    while (diagnosis := supervisor.poll()) is None:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert (diagnosis.kind, diagnosis.guilty) == ("frozen", (2,))

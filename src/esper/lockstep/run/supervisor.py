@@ -31,11 +31,11 @@ from esper.lockstep.run.process import (
     SleepWatch,
     context_switches,
     ending,
-    kept_waiting,
     state,
     state_and_ending,
 )
 from esper.lockstep.run.quiet import Quiet
+from esper.lockstep.run.starvation import Starvation
 
 # Between two proofs while no record comes, seconds: what only time decides is no more precise than this.
 _IDLE_PROOF = 0.02
@@ -69,11 +69,13 @@ class Supervisor:
         wake: bool = True,
         show: Callable[[str], None] | None = lambda text: None,
         requests: StackRequests | None = None,
+        gap: float = 0.5,
     ) -> None:
         """`begun`: only what ranks record after the BEGIN of that name counts (ranks that live on between
         tests). `wake`: a stopped rank may be continued for its stack, since the run ends at a diagnosis.
         `show` gets a line for each rank that is late; None: nobody is looked at for that. `requests`: how
-        ranks are asked for their stacks; by default by a signal.
+        ranks are asked for their stacks; by default by a signal. `gap`: for a time between two polls that is
+        longer nobody is late.
         """
         self.run_dir, self.pids, self.patience = run_dir, list(pids), patience
         self._readers = list(readers or (LedgerReader(run_dir, rank) for rank in range(len(pids))))
@@ -87,7 +89,7 @@ class Supervisor:
         self._natives = [NativeCalls(reader) for reader in self._readers]
         self._in_torch: dict[tuple[int, int], tuple[int | None, bool]] = {}
         self._stopped: dict[int, float] = {}
-        self._kept_waiting: dict[int, tuple[float, float]] = {}
+        self._starvation = Starvation(self.pids, patience.running, gap)
         self._compiled: dict[int, tuple[float, float]] = {}
         self._alive_at: dict[int, float] = {}
         self._held_since: float | None = None
@@ -223,8 +225,13 @@ class Supervisor:
         self._held_since = now if self._held_since is None else self._held_since
         return now - self._held_since < _REAPED_WITHIN
 
+    def remember(self, now: float) -> None:
+        """Note for how long each rank had no processor: also by who sees no need to poll."""
+        self._starvation.look(now)
+
     def _look(self, now: float) -> None:
         """Note which processes are stopped, and which are not about to end."""
+        self.remember(now)
         for seen in self.view.ranks:
             if seen.ended is not None:
                 self._stopped.pop(seen.rank, None)
@@ -232,6 +239,8 @@ class Supervisor:
             letter, ends = state_and_ending(self.pids[seen.rank])
             if not ends:
                 self._alive_at[seen.rank] = now
+            if letter == "D":
+                self._starvation.in_io(seen.rank)
             if letter in "Tt":
                 self._stopped.setdefault(seen.rank, now)
             else:
@@ -365,11 +374,7 @@ class Supervisor:
         return state(self.pids[rank])
 
     def starved(self, rank: int, since: float) -> float:
-        kept = kept_waiting(self.pids[rank])
-        known = self._kept_waiting.get(rank)
-        if known is None or known[0] != since:
-            known = self._kept_waiting[rank] = since, kept
-        return kept - known[1]
+        return self._starvation.since(rank, since)
 
     def compiled(self, rank: int, since: float) -> float:
         now = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ class HostWatch:
             wake=False,  # or what the others wait in would complete: see `WatchThread._continue_stopped`
             show=None,
             requests=ByFile(folder, local.rank, local.pids, local.beats),
+            gap=math.inf,  # it is not polled while all is well; and what it was away for is in the patience
         )
         self._skim = Skim(self._readers, self.supervisor.view)
         self._positions: list[int] = []
@@ -62,6 +64,7 @@ class HostWatch:
         )
         healthy = judged and moving and only_time_decides(self.supervisor.view)
         if healthy:
+            self.supervisor.remember(now)
             return None
         seconds = self._patience + self.local.gaps(now, self._patience)
         self.supervisor.patience = Patience(seconds, seconds)

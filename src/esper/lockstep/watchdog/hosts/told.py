@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Mapping
 
 from esper.lockstep.postmortem.afterwards import SILENT_AFTER
+from esper.lockstep.run.starvation import Remembered
 from esper.lockstep.watchdog.hosts.board import Events, Summary, events
 
-# How long a rank had no processor is remembered in steps of so many seconds; and so many steps, at one a
-# second, besides those within the patience.
-_KEPT_STEP, _KEPT_SAMPLES = 0.2, 64
 _LATELY = 10.0
 
 
@@ -26,7 +23,7 @@ class Told:
         self._lives: set[int] = set()  # the hosts of which more than one came
         self._says: Mapping[int, Summary] = {}
         self._event_at: dict[int, float] = {}  # by host: when the last one of `events` was heard of
-        self._kept: dict[int, deque[tuple[float, float]]] = {}  # by rank: (when, seconds in all)
+        self._kept_waiting = Remembered(patience)
         self._began = time.monotonic()
 
     def hear(self, now: float, says: Mapping[int, Summary]) -> None:
@@ -42,9 +39,7 @@ class Told:
                 if before is None or events(one.ranks) != events(before.ranks):
                     self._event_at[host] = now
                 for rank, summary in one.ranks.items():
-                    kept = self._kept.setdefault(rank, deque(maxlen=_KEPT_SAMPLES + int(self._patience)))
-                    if not kept or summary.kept_waiting - kept[-1][1] >= _KEPT_STEP:
-                        kept.append((now, summary.kept_waiting))
+                    self._kept_waiting.note(rank, now, summary.kept_waiting)
 
     def living_before(self, now: float) -> int | None:
         """The first host before this one of which something is heard after all; None: there is none."""
@@ -100,8 +95,4 @@ class Told:
 
     def starved(self, rank: int, since: float) -> float:
         """Of the seconds since then, those in which the rank had no processor though it could have run."""
-        samples = self._kept.get(rank)
-        if not samples:
-            return 0.0
-        before = [kept for at, kept in samples if at <= since] or [samples[0][1]]
-        return samples[-1][1] - before[-1]
+        return self._kept_waiting.since(rank, since)
