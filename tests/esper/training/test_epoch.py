@@ -114,3 +114,19 @@ def test_text_is_trained_and_counted_by_the_token() -> None:
     (after,) = evaluate_on(text, [(tokens, targets)])
     assert after.accuracy == 100.0
     assert after.loss < 0.2 < sums.loss
+
+
+@pytest.mark.parametrize("clip", [1e-3, 0.3, 1e6])
+def test_gradients_are_clipped_as_torch_clips_them(clip: float) -> None:
+    grown, other = model(), model()
+    x, y = batch()
+    train_on(
+        grown, [(x, y)], torch.optim.SGD(grown.parameters(), lr=1.0), clip=clip, after_backward=lambda: None
+    )
+    other.train()
+    torch.nn.functional.cross_entropy(other(x), y).backward()
+    whole = torch.nn.utils.clip_grad_norm_(other.parameters(), clip)
+    assert (whole > clip) == (clip < 1e6)
+    torch.optim.SGD(other.parameters(), lr=1.0).step()
+    for one, expected in zip(grown.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, expected)
