@@ -7,14 +7,27 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.integration.launching import ends, output, torchrun
 
 PROGRAM = Path(__file__).parent / "program_watched.py"
 RANKS, GUILTY = 4, 2
-KINDS = {"skips": "mismatch", "killed": "crashed", "exits": "exited", "sleeps": "frozen", "spins": "stalled"}
-WITH_LINE = ("skips", "sleeps")
+# What rank 2 does, what that is called, and the line of its sentence: its own, or that of the others.
+FAULTS = {
+    "skips": ("mismatch", "skips"),
+    "other op": ("mismatch", "other op"),
+    "order": ("order", "order"),
+    "group": ("group", "group"),
+    "state": ("drift", "state"),
+    "killed": ("crashed", "innocent"),
+    "exits": ("exited", "innocent"),
+    "stops": ("frozen", "innocent"),
+    "sleeps": ("frozen", "sleeps"),
+    "spins": ("stalled", "innocent"),
+}
+PATIENCE = 3.0
 RUN = re.compile(r"explain (/\S+)")
 
 
@@ -33,9 +46,10 @@ def line(mark: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "fault", [pytest.param(fault, marks=() if fault == "skips" else pytest.mark.stress) for fault in KINDS]
+    "fault", [pytest.param(fault, marks=() if fault == "skips" else pytest.mark.stress) for fault in FAULTS]
 )
 def test_every_rank_raises_and_the_job_fails(fault: str, shown: Path) -> None:
+    kind, mark = FAULTS[fault]
     with torchrun(shown, fault, ranks=RANKS, program=PROGRAM) as agent:
         assert agent.wait(90) != 0
     told = output(shown)
@@ -47,10 +61,32 @@ def test_every_rank_raises_and_the_job_fails(fault: str, shown: Path) -> None:
     # Where a process has ended torchrun ends the others, and may be the first to do so.
     assert innocent <= found.keys() or fault in ("killed", "exits")
     for note in found.values():
-        assert note.startswith(f"{KINDS[fault]} ({GUILTY},) rank {GUILTY} ")
-        assert line("innocent") in note
-        if fault in WITH_LINE:
-            assert re.search(rf"rank {GUILTY} is .*{line(fault)} ", note)
+        assert note.startswith(f"{kind} ({GUILTY},) ")
+        assert line(mark) in note
+    begun = float((shown / "fault").read_text())
+    suspected = PATIENCE if kind in ("frozen", "stalled") else 0.0
+    assert all((shown / name).stat().st_mtime - begun < suspected + 3.0 for name in found)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("fault", ["skips", "stops", "killed"])
+def test_a_job_that_is_started_again_ends_well_and_leaves_nothing(fault: str, shown: Path) -> None:
+    before = set(Path("/dev/shm").glob("lockstep.*"))
+    with torchrun(shown, fault, ranks=RANKS, restarts=1, program=PROGRAM) as agent:
+        assert agent.wait(120) == 0
+    told = output(shown)
+    assert told.count("lockstep: ") == 1, told
+    assert told.count("over") == RANKS
+    (kept,) = RUN.findall(told)
+    assert set(Path("/dev/shm").glob("lockstep.*")) - before == {Path(kept)}
+    assert [pid for pid in psutil.pids() if str(PROGRAM) in " ".join(command(pid))] == []
+
+
+def command(pid: int) -> list[str]:
+    try:
+        return psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return []
 
 
 @pytest.mark.stress
