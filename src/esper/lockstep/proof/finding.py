@@ -53,6 +53,7 @@ class Finding:
     decidable: float | None = None  # when it could be told who is guilty, where that was after `since`
     starved: float = 0.0  # seconds that a late rank had no processor for, by which the patience was longer
     compiled: float = 0.0  # seconds that it compiled, by which the patience was longer, too
+    recorded: bool = True  # False: nobody has what the guilty did, and they may have come
 
     @property
     def rank_order(self) -> tuple[float, int]:

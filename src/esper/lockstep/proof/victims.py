@@ -5,6 +5,7 @@ Judged a little after they ended, since a death is noticed late.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from esper.lockstep.proof.finding import Finding, Patience, Where, joined
@@ -157,3 +158,25 @@ def _given_up(view: View, waits: dict[int, list[Wait]], now: float) -> list[Find
                 since = raised.issued + NOTICED_WITHIN
                 findings.append(Finding(kind, since, *place, (wait.entry,), {absent: failed(view, absent)}))
     return joined(findings)
+
+
+def broken_by(view: View, gone: Collection[int]) -> Finding | None:
+    """The first call that broke with a member whose process is gone and whose records nobody has: when it
+    went is not known, nor whether it had come there.
+    """
+    last = [entry for seen in view.ranks if seen.rank not in gone for entry in _last(view, seen)]
+    broken = [
+        entry for entry in last if entry.times.flags & Flag.FAILED and not entry.times.flags & Flag.POLLED
+    ]
+    for entry in sorted(broken, key=lambda one: one.issued):
+        members = view.matching.members(entry.group.removeprefix("p2p:"))
+        partners = members[entry.peer : entry.peer + 1] if entry.peer >= 0 else members
+        if guilty := set(gone) & set(partners):
+            place = (entry.group, entry.sequence)
+            waiting = tuple(
+                one for one in last if (one.group, one.sequence) == place and (one in broken or one.blocks())
+            )
+            since = min(one.issued for one in waiting)
+            where: dict[int, Where | None] = dict.fromkeys(sorted(guilty))
+            return Finding("crashed", since, *place, waiting, where)
+    return None

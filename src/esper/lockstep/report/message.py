@@ -111,7 +111,7 @@ def _headline(finding: Finding) -> str:
         # Who left early and who made a call too many look alike: both are said.
         return f"{guilty} never entered {awaited}, in which rank {first.rank} waits alone"
     if verb is not None:
-        return f"{guilty} {verb} {awaited}"
+        return f"{guilty} {verb if finding.recorded else f'{verb} or in'} {awaited}"
     others = sorted({entry.rank for entry in finding.waiting} - finding.guilty.keys())
     plural = len(finding.guilty) > 1
     if not others or first is None:

@@ -27,6 +27,8 @@ from esper.lockstep.report.diagnosis import Diagnosis
 # A peer's end is seen here within milliseconds, by the watchdog that leads within a look of its own, by the
 # others within another, and then all raise.
 _VERDICT_WITHIN = 2.5
+# Hosts hear of each other once a second, and of who can't say anything more that it is quiet.
+_OF_HOSTS_WITHIN = 4.0
 # What has raised is not ended by whoever started it before the others could say what they wait for.
 _OTHERS_SAY_WITHIN = 0.7
 _STORE_WAITS = ("get", "multi_get", "wait", "barrier", "queue_pop")
@@ -46,6 +48,11 @@ class Raiser:
         self._held: BaseException | None = None  # what was last held back in vain
         self._main = threading.main_thread()
         self._undo: list[Callable[[], None]] = []
+        self._verdict_within = _VERDICT_WITHIN
+
+    def expect_hosts(self) -> None:
+        """A verdict takes its time: the job is of several hosts."""
+        self._verdict_within = _OF_HOSTS_WITHIN
 
     def install(self) -> None:
         """From now on what a collective raises may become LockstepError, and the main thread can be reached,
@@ -100,10 +107,10 @@ class Raiser:
         if not polled or self.diagnosis is not None:
             self._instead_of(error)
 
-    def _instead_of(self, cause: BaseException, within: float = _VERDICT_WITHIN) -> None:
+    def _instead_of(self, cause: BaseException) -> None:
         """Raise LockstepError for what a collective raised, if a verdict is there or comes at once."""
         self.alert()
-        self._known.wait(within if self._held is not cause else 0.0)
+        self._known.wait(self._verdict_within if self._held is not cause else 0.0)
         self._held = cause
         if (error := self.error()) is not None:
             self.raised.set()

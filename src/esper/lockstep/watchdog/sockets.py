@@ -75,13 +75,22 @@ def _stream(number: int) -> Iterator[socket.socket | None]:
 
 def endpoints(pid: int) -> Iterator[Endpoint]:
     """The local ends of the connections of one process."""
+    return (own for own, _ in _connections(pid))
+
+
+def peers(pid: int) -> Iterator[Endpoint]:
+    """The other ends of the connections of one process: of those that neither side has closed."""
+    return (other for _, other in _connections(pid))
+
+
+def _connections(pid: int) -> Iterator[tuple[Endpoint, Endpoint]]:
     own = set()
     for number in _numbers(pid):
         with suppress(OSError):
             match = _INODE.fullmatch(os.readlink(f"/proc/{pid}/fd/{number}"))
             if match is not None:
                 own.add(match[1])
-    for name, family in _FAMILIES.items():
+    for name in _FAMILIES:
         try:
             with open(f"/proc/{pid}/net/{name}") as file:
                 rows = [line.split() for line in file][1:]
@@ -89,8 +98,7 @@ def endpoints(pid: int) -> Iterator[Endpoint]:
             continue
         for row in rows:
             if row[3] == _ESTABLISHED and row[9] in own:
-                address, _, port = row[1].partition(":")
-                yield _from_proc(address, family), int(port, 16)
+                yield _from_proc(row[1]), _from_proc(row[2])
 
 
 def _numbers(pid: int) -> list[int]:
@@ -100,11 +108,12 @@ def _numbers(pid: int) -> list[int]:
         return []
 
 
-def _from_proc(text: str, family: int) -> bytes:
+def _from_proc(text: str) -> Endpoint:
     # Words of 32 bits, each in the machine's order.
-    words = bytes.fromhex(text)
+    address, _, port = text.partition(":")
+    words = bytes.fromhex(address)
     packed = b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
-    return _plain(packed)
+    return _plain(packed), int(port, 16)
 
 
 def _packed(address: str) -> bytes:

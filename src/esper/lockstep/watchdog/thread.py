@@ -208,6 +208,7 @@ class WatchThread(threading.Thread):
         local = LocalRanks(ledgers, self._ledger.rank, self._here, selector, self._began)
         if len(self._here) == len(self._members):
             return HostWatch(self._folder, ledgers, local, self._patience, self._internal)
+        self._raiser.expect_hosts()
         try:
             return HostsWatch(
                 self._folder,

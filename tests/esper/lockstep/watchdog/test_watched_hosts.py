@@ -21,6 +21,43 @@ def test_a_rank_that_is_elsewhere_is_named_on_every_host(name: str, tmp_path: Pa
 
 
 @pytest.mark.stress
+@pytest.mark.parametrize("name", ["killed", "exits 0", "exits 5", "raises"])
+def test_the_only_rank_of_a_host_is_named(name: str, tmp_path: Path) -> None:
+    """Where it ends, nobody is left there who could tell the others."""
+    elsewhere(name, tmp_path, per_host=1)
+
+
+def test_the_host_that_led_is_named_where_its_only_rank_is_killed(tmp_path: Path) -> None:
+    done = job(
+        tmp_path,
+        """
+        store = dist.distributed_c10d._get_default_store()
+        while not store.check([f"esper.lockstep/0/0/ends/{host}" for host in range(world)]):
+            time.sleep(0.01)
+        for _ in range(20):
+            dist.all_reduce(x)
+        if rank == 0:
+            note.fault()
+            os.kill(os.getpid(), signal.SIGKILL)
+        dist.all_reduce(x)  # innocent
+        """,
+        ranks=3,
+        start="patience=60",
+        per_host=1,
+    )
+    errors = done.notes("error")
+    assert errors.keys() == {1, 2}
+    for error in errors.values():
+        assert error["type"] == "LockstepError"
+        diagnosis = error["diagnosis"]
+        assert (diagnosis["kind"], diagnosis["guilty"]) == ("crashed", [0])
+        assert diagnosis["guilty_at"]["0"]["detail"].startswith("its connections are closed; host0 ")
+        assert diagnosis["waiting"]["ranks"] == [1, 2]
+        assert diagnosis["waiting"]["site"].endswith(done.line("innocent"))
+        assert error["at"] - done.notes("fault")[0] < 3.0
+
+
+@pytest.mark.stress
 @pytest.mark.parametrize("name", DISAGREEMENTS)
 def test_ranks_that_disagree_raise_on_every_host(name: str, tmp_path: Path) -> None:
     disagree(name, tmp_path, per_host=1)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from esper.lockstep.watchdog.hosts.board import Board, Question
 from esper.lockstep.watchdog.hosts.clocks import Clocks
 from esper.lockstep.watchdog.hosts.judging import Evidence
+from esper.lockstep.watchdog.hosts.lost import Lost
 from esper.lockstep.watchdog.hosts.parcel import Parcel
 from esper.lockstep.watchdog.hosts.told import Told
 
@@ -19,9 +20,9 @@ _DIES = 0.4
 class Asking:
     """By the host that leads. Every method raises RuntimeError where the store does not answer."""
 
-    def __init__(self, board: Board, rank: int, hosts: int, told: Told) -> None:
+    def __init__(self, board: Board, rank: int, hosts: int, told: Told, lost: Lost) -> None:
         """`rank`: who speaks for this host; another one's questions are others."""
-        self._board, self._rank, self._hosts, self._told = board, rank, hosts, told
+        self._board, self._rank, self._hosts, self._told, self._lost = board, rank, hosts, told, lost
         self._clocks = Clocks()
         self._count = 0
         self._asked_at = 0.0
@@ -42,13 +43,18 @@ class Asking:
         return now - self._asked_at
 
     def answers(self, now: float, mine: Callable[[Question, float], Parcel]) -> Evidence | None:
-        """All of them, without those of hosts that are silent; None: some are awaited. `mine` makes this
-        host's own.
+        """All of them, without those of hosts that are silent or gone; None: some are awaited. `mine` makes
+        this host's own.
         """
         question = self.question
         assert question is not None
-        silent = {}
+        silent, gone = {}, {}
         for host in range(self._hosts):
+            if (at := self._lost.since(host, now)) is not None:
+                gone[host] = at
+                if not self._told.over(host):  # what it has left is of another time
+                    self._parcels.pop(host, None)
+                    continue
             if host in self._parcels:
                 continue
             if (since := self._told.silent_since(host, now)) is not None:
@@ -60,7 +66,7 @@ class Asking:
             self._parcels[host] = found
         self.question = None
         ahead = {host: self._ahead(host) for host in self._parcels}
-        return Evidence(dict(self._parcels), silent, ahead, whole=not self._stale)
+        return Evidence(dict(self._parcels), silent, ahead, gone, whole=not self._stale)
 
     def give_up(self) -> None:
         """Await no more answers."""

@@ -25,12 +25,14 @@ class Collected(Afterwards):
         entered: Mapping[int, Mapping[str, int]],
         facts: Mapping[int, Facts],
         silent: Mapping[int, float],
+        gone: Mapping[int, float],
         starved: Callable[[int, float], float],
     ) -> None:
         """`behind`: by how many seconds each rank's clock is; `silent`: since when nothing was heard of a
-        rank, of those of whom nothing is; `starved`: as the proof asks it.
+        rank, of those of whom nothing is; `gone`: when one was last heard of whose process is; `starved`: as
+        the proof asks it.
         """
-        self.facts, self.silent = facts, silent
+        self.facts, self.silent, self.gone = facts, silent, gone
         self._now, self._starved = now, starved
         super().__init__(left, behind=behind, entered=entered)
         for seen in self.view.ranks:
@@ -38,6 +40,8 @@ class Collected(Afterwards):
             one = facts.get(seen.rank)
             if one is not None and one.ended is not None:
                 seen.ended = Ended(one.code, one.ended + self._ahead[seen.rank])
+            elif seen.rank in gone:
+                seen.ended = Ended(None, gone[seen.rank])
         self._natives = {
             rank: NativeCalls(witness.ledger, partial(self._clock, rank))
             for rank, witness in self._witnesses.items()

@@ -15,7 +15,7 @@ from esper.lockstep.run.evidence import StackRequests, current_line, last_words,
 from esper.lockstep.run.process import SleepWatch, context_switches, kept_waiting, state
 from esper.lockstep.watchdog.hosts.following import Following
 from esper.lockstep.watchdog.localranks import LocalRanks
-from esper.lockstep.watchdog.sockets import endpoints
+from esper.lockstep.watchdog.sockets import Endpoint, endpoints, peers
 
 _ASLEEP_AFTER = 0.02
 
@@ -115,6 +115,10 @@ class FactFinder:
             rank: tuple((address.hex(), port) for address, port in endpoints(pid))
             for rank, pid in self._pids.items()
         }
+
+    def peers(self) -> set[Endpoint]:
+        """The other ends of all ranks' connections."""
+        return {end for rank, pid in self._pids.items() if rank not in self._ended for end in peers(pid)}
 
     def _asleep(self, rank: int, pid: int) -> list[int]:
         """The threads that wait in what they have issued from C++."""

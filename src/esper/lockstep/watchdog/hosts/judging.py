@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from esper.lockstep.postmortem.files import survey
 from esper.lockstep.proof.finding import Finding, Patience, Where
 from esper.lockstep.proof.prove import prove
+from esper.lockstep.proof.victims import broken_by
 from esper.lockstep.record.audits import audits_path
 from esper.lockstep.record.ledger import ledger_path
 from esper.lockstep.record.manifest import Manifest
@@ -22,13 +23,14 @@ from esper.lockstep.watchdog.hosts.parcel import Parcel
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that there is for one judgement: of each host its parcel, or since when it is silent; times by the
-    clock of the host that judges.
+    """All that there is for one judgement: of each host its parcel, or since when it is silent, or when its
+    only rank was last heard of that is gone; times by the clock of the host that judges.
     """
 
     parcels: Mapping[int, Parcel]
     silent: Mapping[int, float]
     ahead: Mapping[int, float]  # by host: how far its clock is
+    gone: Mapping[int, float] = field(default_factory=dict)
     whole: bool = True  # False: some parcel is older than the others, and nobody is late by it
 
 
@@ -49,6 +51,7 @@ def judge(
     """
     behind = {rank: -evidence.ahead[host] for host in evidence.parcels for rank in hosts[host]}
     silent = {rank: since for host, since in evidence.silent.items() for rank in hosts[host]}
+    gone = {rank: at for host, at in evidence.gone.items() for rank in hosts[host]}
     facts = {rank: one for parcel in evidence.parcels.values() for rank, one in parcel.facts.items()}
     entered = {rank: one for parcel in evidence.parcels.values() for rank, one in parcel.entered.items()}
     if any(one.stopped for one in facts.values()):
@@ -65,22 +68,32 @@ def judge(
         left = survey(scratch)
         try:
             seen = Collected(
-                left, now, behind=behind, entered=entered, facts=facts, silent=silent, starved=starved
+                left,
+                now,
+                behind=behind,
+                entered=entered,
+                facts=facts,
+                silent=silent,
+                gone=gone,
+                starved=starved,
             )
+            unheard = silent.keys() | gone.keys() - left.witnesses.keys()
             # A silent rank is one of whom nothing is known, and yet late: whom else it keeps is late for it.
             whole = (
                 evidence.whole
-                and len(left.witnesses) + len(silent) == left.world_size
-                and seen.view.matching.unreadable <= silent.keys()
+                and len(left.witnesses.keys() | unheard) == left.world_size
+                and seen.view.matching.unreadable <= unheard
             )
             finding = prove(seen.view, now, Patience(patience, patience), whole=whole)
+            unrecorded = gone.keys() - left.witnesses.keys()
+            finding = finding or broken_by(seen.view, unrecorded)
             if finding is None:
                 return None
             guilty = {
                 rank: _where(seen, manifest, rank, where, now, why) for rank, where in finding.guilty.items()
             }
             diagnosis = diagnosis_of(
-                replace(finding, guilty=guilty),
+                replace(finding, guilty=guilty, recorded=not guilty.keys() & unrecorded),
                 decided=now,
                 last_settled=seen.view.matching.last_settled(finding.group.removeprefix("p2p:")),
             )
@@ -115,6 +128,12 @@ def _where(
     if rank in seen.silent:
         seconds = now - seen.silent[rank]
         return Where("silent", detail=f"nothing was heard of {manifest.hosts[rank]} for {seconds:.1f} s{why}")
+    if rank not in seen.facts:
+        ago = now - seen.gone[rank]
+        return Where(
+            "killed",
+            detail=f"its connections are closed; {manifest.hosts[rank]} was heard of {ago:.1f} s ago",
+        )
     facts = seen.facts[rank]
     if where is not None and where.state == "killed":
         return replace(where, site=facts.site or where.site)

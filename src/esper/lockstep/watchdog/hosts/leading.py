@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from esper.lockstep.report.diagnosis import Report
 from esper.lockstep.watchdog.hosts.asking import Asking, with_lines
 from esper.lockstep.watchdog.hosts.board import Board, Events, Question
 from esper.lockstep.watchdog.hosts.judging import Evidence, judge, lacking_lines, same
+from esper.lockstep.watchdog.hosts.lost import Lost
 from esper.lockstep.watchdog.hosts.parcel import Parcel
 from esper.lockstep.watchdog.hosts.told import Told
+from esper.lockstep.watchdog.sockets import Endpoint
 
 # A wait is looked at when it lasts so long, seconds; and at once where somebody has left, or a call raised.
 FIRST_LOOK = 0.5
@@ -44,11 +46,15 @@ class Lead:
         manifest: Manifest,
         folder: Path,
         patience: float,
+        peers: Callable[[], Iterable[Endpoint]],
     ) -> None:
-        """`rank`: who speaks for this host; `hosts`: the ranks of each; `folder`: where there is room."""
+        """`rank`: who speaks for this host; `hosts`: the ranks of each; `folder`: where there is room;
+        `peers`: the other ends of this host's connections.
+        """
         self._board, self._hosts, self._manifest, self._folder = board, hosts, manifest, folder
         self.told = Told(board.host, patience)
-        self._asking = Asking(board, rank, len(hosts), self.told)
+        self.lost = Lost(board, self.told, peers)
+        self._asking = Asking(board, rank, len(hosts), self.told, self.lost)
         self._threshold, self._forgiven = FIRST_LOOK, time.monotonic()
         self._judged_events: Events = frozenset()
         self._judged_marks: frozenset[tuple[str, int]] = frozenset()

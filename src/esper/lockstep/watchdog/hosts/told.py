@@ -24,10 +24,12 @@ class Told:
         self._says: Mapping[int, Summary] = {}
         self._event_at: dict[int, float] = {}  # by host: when the last one of `events` was heard of
         self._kept_waiting = Remembered(patience)
-        self._began = time.monotonic()
+        self._began: float | None = None  # to listen
 
     def hear(self, now: float, says: Mapping[int, Summary]) -> None:
         """Take what each host has said last."""
+        if self._began is None:
+            self._began = now
         earlier, self._says = self._says, says
         for host, one in says.items():
             before = earlier.get(host)
@@ -50,8 +52,32 @@ class Told:
         """Since when nothing is heard of a host; None: it is heard of, or over."""
         if host == self._own or self.over(host):
             return None
-        at = self._heard[host][1] if host in self._heard else self._began
+        at = self.heard(host)
         return at if now - at > SILENT_AFTER else None
+
+    def heard(self, host: int) -> float:
+        """When a host was heard of last; of one that said nothing: when this one began to listen."""
+        began = time.monotonic() if self._began is None else self._began
+        return self._heard[host][1] if host in self._heard else began
+
+    def not_heard_since(self, host: int, since: float) -> None:
+        """Another one here has listened to it before, in vain."""
+        if host not in self._lives and host in self._heard:
+            self._heard[host] = self._heard[host][0], since
+
+    def present(self, host: int) -> list[int]:
+        """The ranks of a host that had not ended by its last word."""
+        says = self._says.get(host)
+        return [] if says is None else [rank for rank, one in says.ranks.items() if not one.ended]
+
+    def another_failed(self, host: int) -> bool:
+        """Whether a call has raised in a rank of another host."""
+        return any(
+            one.failed is not None
+            for other, says in self._says.items()
+            if other != host
+            for one in says.ranks.values()
+        )
 
     def had_an_event(self, host: int, now: float) -> bool:
         """Whether one of its ranks has left, or failed, a moment ago."""

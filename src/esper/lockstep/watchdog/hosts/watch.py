@@ -32,7 +32,7 @@ _SAYS_EVERY, _LEAVES_EVERY, _ENDS_EVERY = 2 * BEAT, 1.0, 60.0
 _ASKING, _ASKED_LASTS = 0.02, 2.0
 _BETWEEN_TALKS = 0.015
 _UNASKED = 256  # records of each rank: nobody may be here for long, and those of its failure are the last
-# While a rank has begun to wait for long: it is likely to be asked.
+# While a rank has begun to wait for long, or something has failed: it is likely to be asked.
 _WAITING, _WAITING_LASTS = 0.1, 4.0
 
 
@@ -60,13 +60,14 @@ class HostsWatch:
         hosts = ranks_by_host(members)
         own = next(index for index, ranks in enumerate(hosts) if local.rank in ranks)
         self._board = Board(meeting, own, len(hosts))
-        self._lead = Lead(self._board, local.rank, hosts, manifest, folder, patience)
+        self._lead = Lead(self._board, local.rank, hosts, manifest, folder, patience, self._facts.peers)
         self._succession = Succession(own)
         self._alone = Alone(own, hosts, manifest, folder)
         self._said, self._said_at, self._talked = 0, 0.0, 0.0
         self._left_at = self._told_ends_at = -_ENDS_EVERY
         self._events: Events = frozenset()
         self._waits = 0.0  # the longest wait, seconds
+        self._failed_at = -_WAITING_LASTS
         self._answered: str | None = None
         self._asked_at = 0.0
         self._report: Report | None = None
@@ -78,7 +79,8 @@ class HostsWatch:
         """Seconds that may pass until the next look."""
         if time.monotonic() - self._asked_at < _ASKED_LASTS or self._lead.question is not None:
             return _ASKING
-        return _WAITING if FIRST_LOOK <= self._waits < _WAITING_LASTS else BEAT
+        failed = time.monotonic() - self._failed_at < _WAITING_LASTS
+        return _WAITING if failed or FIRST_LOOK <= self._waits < _WAITING_LASTS else BEAT
 
     def look(self) -> Diagnosis | None:
         """One look; the verdict, once there is one."""
@@ -133,6 +135,8 @@ class HostsWatch:
         ranks = self._ranks()
         before, self._waits = self._waits, max((one.waiting or 0.0 for one in ranks.values()), default=0.0)
         failing = events(ranks) != self._events
+        if failing:
+            self._failed_at = now
         if failing and now - self._left_at >= _LEAVES_EVERY:  # before others are told of it
             self._left_at = now
             self._board.leave(self._parcel(None, now))
@@ -141,6 +145,7 @@ class HostsWatch:
         if now - self._told_ends_at >= _ENDS_EVERY:
             self._told_ends_at = now
             self._board.tell_ends([end for one in self._facts.ends().values() for end in one])
+            self._lead.lost.remember()
         question, verdict = self._board.news()
         if verdict is not None:
             return verdict
@@ -150,8 +155,11 @@ class HostsWatch:
             # with how this one was then.
             if question != self._lead.question and not self.local.was_away:
                 self._board.answer(question.id, self._parcel(question, now))
-        if not self._succession.leads(now, self._board):
+        troubled = self._waits >= FIRST_LOOK or any(one.failed is not None for one in ranks.values())
+        if not self._succession.leads(now, self._board, soon=troubled):
             return None
+        if self._succession.before is not None:
+            self._lead.told.not_heard_since(*self._succession.before)
         found = self._lead.look(now, self._parcel)
         if (other := self._lead.told.living_before(now)) is not None:
             self._succession.yield_to(other, now)
