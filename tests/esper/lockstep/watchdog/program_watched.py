@@ -63,7 +63,7 @@ def main() -> None:
     values = torch.ones(4)
     model = DistributedDataParallel(torch.nn.Linear(4, 4))
     lockstep.watch("model", model.module)
-    for step in range(60):
+    for step in range(110):  # a watchdog looks twice a second
         if step == 50 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
             if rank == GUILTY and FAULT != "none":
                 go_astray(values)
