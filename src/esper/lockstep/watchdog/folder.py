@@ -142,7 +142,9 @@ def remove_own(path: Path, rank: int) -> None:
 class Word(StrEnum):
     """What a rank's watchdog tells the others of its host by a file."""
 
-    KNOWS = "knows"  # the verdict
+    SEES = "sees"  # the verdict
+    KNOWS = "knows"  # and its program is about to, or does
+    SAID = "said"  # it has, or its program goes on with it
     APART = "apart"  # it has let go of the others: nothing of theirs completes here any more
     STOPPED = "stopped"  # its program goes on, and nobody records it
     LEAVES = "leaves"  # it watches no more

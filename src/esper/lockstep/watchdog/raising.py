@@ -31,6 +31,8 @@ _VERDICT_WITHIN = 2.5
 _OF_HOSTS_WITHIN = 4.0
 # What has raised is not ended by whoever started it before the others could say what they wait for.
 _OTHERS_SAY_WITHIN = 0.7
+# The same of who raises the verdict: its watchdog sees who else has, and waits for a second twice at most.
+_OTHERS_RAISE_WITHIN = 2.5
 _STORE_WAITS = ("get", "multi_get", "wait", "barrier", "queue_pop")
 
 
@@ -43,6 +45,8 @@ class Raiser:
         self.diagnosis: Diagnosis | None = None
         self.raised = threading.Event()
         self.alert: Callable[[], None] = lambda: None  # tells the watchdog that something has failed here
+        self.said = threading.Event()  # what was raised has left the program, and is printed
+        self.others_said = threading.Event()  # or had the time for it
         self._known = threading.Event()
         self._signal: int | None = None
         self._held: BaseException | None = None  # what was last held back in vain
@@ -70,6 +74,7 @@ class Raiser:
     def uninstall(self) -> None:
         """Put everything back, where nobody else has put something on top of it."""
         self._known.set()  # nothing will come
+        self.others_said.set()
         while self._undo:
             self._undo.pop()()
 
@@ -77,6 +82,7 @@ class Raiser:
         """In a forked child, which nobody tells a verdict: wait for none."""
         self._recorder.on_victim = lambda error, polled: None
         self._known.set()
+        self.others_said.set()
         self._signal = None
 
     def know(self, diagnosis: Diagnosis) -> None:
@@ -166,12 +172,16 @@ class Raiser:
         outer, outer_thread = sys.excepthook, threading.excepthook
 
         def leaving(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-            if not self._undo or issubclass(kind, KeyboardInterrupt) or isinstance(error, LockstepError):
+            if not self._undo or issubclass(kind, KeyboardInterrupt):
                 outer(kind, error, trace)
                 return
-            if is_victim(error) or self._escapes.has_raised(error):
-                better = self._better(error)
+            known = isinstance(error, LockstepError)
+            if known or is_victim(error) or self._escapes.has_raised(error):
+                better = error if known else self._better(error)
                 outer(type(better), better, better.__traceback__)
+                if isinstance(better, LockstepError):
+                    self.said.set()
+                    self.others_said.wait(_OTHERS_RAISE_WITHIN)
                 return
             self._recorder.raised(error)
             outer(kind, error, trace)

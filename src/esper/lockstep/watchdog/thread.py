@@ -248,19 +248,27 @@ class WatchThread(threading.Thread):
         with suppress(OSError):
             write_stacks(self._folder, self._ledger.rank, None)
         raiser, rank = self._raiser, self._ledger.rank
+        tell(self._folder, rank, Word.SEES)
         if not self._raises:
             tell(self._folder, rank, Word.KNOWS)
             self._await_others(Word.KNOWS)
             self._end()
         stuck = raiser.waiting_threads()
         # Whoever started the ranks ends all of them once one has ended: each is to say it before that. Who is
-        # elsewhere takes longer to reach; the others wait for it.
+        # elsewhere takes longer to reach; who is stuck waits for it, and it for none but those who have not
+        # looked yet.
         if stuck:
             tell(self._folder, rank, Word.KNOWS)
-            self._await_others(Word.KNOWS)
+        self._await_others(Word.KNOWS if stuck else Word.SEES)
         raiser.know(diagnosis)
         self._raise(raiser, stuck)
         tell(self._folder, rank, Word.KNOWS)
+        end = time.monotonic() + _ALL_WITHIN
+        while not (raiser.said.is_set() or self._stopping.is_set()) and time.monotonic() < end:
+            time.sleep(_BETWEEN_QUESTIONS)
+        tell(self._folder, rank, Word.SAID)
+        self._await_others(Word.SAID, stopping=True)
+        raiser.others_said.set()
 
     def _await_others(self, word: Word, *, stopping: bool = False) -> None:
         """For a moment, until all whose watchdogs live have left this word; `stopping`: also while this one
