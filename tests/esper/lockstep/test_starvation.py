@@ -92,3 +92,10 @@ def test_time_in_io_counts_up_to_a_patience() -> None:
             starvation.in_io(0)
     assert starvation.since(0, begun + 3.0) == pytest.approx(0.9, abs=0.25)
     assert starvation.since(0, begun) == pytest.approx(PATIENCE, abs=0.25)
+
+
+def test_who_asks_with_little_patience_is_told_as_exactly() -> None:
+    one = Remembered(600.0)
+    for at in range(40):
+        one.note(0, 100.0 + at, at * 0.1)
+    assert one.since(0, 138.5) == pytest.approx(0.1, abs=0.06)

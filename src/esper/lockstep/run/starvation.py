@@ -11,16 +11,19 @@ from collections.abc import Sequence
 
 from esper.lockstep.run.process import kept_waiting
 
-# What is remembered, in steps: of a time so long that none can be waited for patiently.
-_STEPS, _A_PATIENCE = 1000, 100
+# What is remembered, in steps: of a patience, but who asks may have much less than who watches. So many of
+# them are minutes without a processor.
+_A_PATIENCE, _LONGEST_STEP, _STEPS = 100, 0.05, 20_000
 
 
 class Remembered:
     """Of each rank a number of seconds that only grows; times by one clock."""
 
     def __init__(self, patience: float) -> None:
-        """`patience`: seconds that are waited for a rank; what is told is right to a hundredth of them."""
-        self._step = patience / _A_PATIENCE
+        """`patience`: seconds that are waited for a rank; what is told is right to a hundredth of that, and
+        to 0.05 s.
+        """
+        self._step = min(patience / _A_PATIENCE, _LONGEST_STEP)
         self._seen: dict[int, deque[tuple[float, float]]] = {}  # by rank: (when, seconds in all)
         self._last: dict[int, float] = {}
 

@@ -77,7 +77,8 @@ def judge(
                 gone=gone,
                 starved=starved,
             )
-            unheard = silent.keys() | gone.keys() - left.witnesses.keys()
+            unrecorded = gone.keys() - left.witnesses.keys()
+            unheard = silent.keys() | unrecorded
             # A silent rank is one of whom nothing is known, and yet late: whom else it keeps is late for it.
             whole = (
                 evidence.whole
@@ -85,7 +86,6 @@ def judge(
                 and seen.view.matching.unreadable <= unheard
             )
             finding = prove(seen.view, now, Patience(patience, patience), whole=whole)
-            unrecorded = gone.keys() - left.witnesses.keys()
             finding = finding or broken_by(seen.view, unrecorded)
             if finding is None:
                 return None
