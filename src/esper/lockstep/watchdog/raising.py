@@ -41,7 +41,7 @@ class Raiser:
 
     def __init__(self, recorder: Recorder, reader: LedgerReader) -> None:
         """`reader`: of this rank's own ledger."""
-        self._recorder, self._escapes = recorder, Escapes(recorder, reader)
+        self._recorder, self._reader, self._escapes = recorder, reader, Escapes(recorder, reader)
         self.diagnosis: Diagnosis | None = None
         self.raised = threading.Event()
         self.alert: Callable[[], None] = lambda: None  # tells the watchdog that something has failed here
@@ -97,6 +97,10 @@ class Raiser:
     def makes_group(self) -> bool:
         """Whether a thread is in the making of a group now."""
         return self._escapes.makes_group()
+
+    def calls(self) -> int:
+        """How many calls have been recorded."""
+        return self._reader.written()
 
     def signal_main(self) -> None:
         """Have the main thread raise at its next instruction of Python, or out of what it sleeps in."""

@@ -2,43 +2,70 @@
 
 Nothing of torch's interrupts it: not abort, not shutdown, not a time-out that is set later. Shut down, and
 not closed, since gloo polls their numbers; and only those that are connected, since it aborts at a listener's
-end.
+end. Not while anything is under way, and reading first: gloo wakes who has something to send at the end of
+what it reads, and never after a write that failed.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import socket
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from termios import FIONREAD, TIOCOUTQ
 
 Endpoint = tuple[bytes, int]  # address as the kernel has it, port
 _INODE = re.compile(r"socket:\[(\d+)\]")
 # What gloo's peers say first: which of a group's connections this is.
 _PLACE = struct.Struct("=q")
+_PENDING = struct.Struct("@i")
 _ANSWERS_WITHIN = 0.2  # seconds: nothing comes of a call to a listener whose queue is full
 _ESTABLISHED = "01"
 _FAMILIES = {"tcp": socket.AF_INET, "tcp6": socket.AF_INET6}
 
 
-def shut_connections_to(pids: Iterable[int], ports: Iterable[int] = (), ends: Iterable[Endpoint] = ()) -> int:
+def shut_connections_to(
+    pids: Iterable[int],
+    ports: Iterable[int] = (),
+    ends: Iterable[Endpoint] = (),
+    how: int = socket.SHUT_RDWR,
+) -> None:
     """Shut every connection of this process to a socket of one of those processes on this host, to one of
-    these ports of any, or to one of those ends; how many there were.
+    these ports of any, or to one of those ends; `how`: as `socket.shutdown` has it.
     """
+    for connection in _connections_to(pids, ports, ends):
+        with suppress(OSError):
+            connection.shutdown(how)
+
+
+def under_way_to(pids: Iterable[int], ends: Iterable[Endpoint] = ()) -> list[tuple[int, int]]:
+    """Of each of those connections the bytes that this process has not read and its peer has not taken."""
+    return [
+        (_pending(connection, FIONREAD), _pending(connection, TIOCOUTQ))
+        for connection in _connections_to(pids, (), ends)
+    ]
+
+
+def _connections_to(
+    pids: Iterable[int], ports: Iterable[int], ends: Iterable[Endpoint]
+) -> Iterator[socket.socket]:
     theirs = {endpoint for pid in pids for endpoint in endpoints(pid)} | set(ends)
     wanted = set(ports)
-    shut = 0
     for number in _numbers(os.getpid()):
         with suppress(OSError), _stream(number) as connection:
             if connection is None:
                 continue
             address, port = connection.getpeername()[:2]
             if (_packed(address), port) in theirs or port in wanted:
-                connection.shutdown(socket.SHUT_RDWR)
-                shut += 1
-    return shut
+                yield connection
+
+
+def _pending(connection: socket.socket, which: int) -> int:
+    (pending,) = _PENDING.unpack(fcntl.ioctl(connection, which, bytes(_PENDING.size)))
+    return int(pending)
 
 
 def call_own_listeners(places: int, besides: Iterable[int] = ()) -> None:

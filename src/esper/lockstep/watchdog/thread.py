@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -29,7 +30,7 @@ from esper.lockstep.watchdog.localranks import BEAT, LocalRanks
 from esper.lockstep.watchdog.meeting import Meeting, Member
 from esper.lockstep.watchdog.raising import Raiser
 from esper.lockstep.watchdog.requests import answer, write_stacks
-from esper.lockstep.watchdog.sockets import call_own_listeners, shut_connections_to
+from esper.lockstep.watchdog.sockets import Endpoint, call_own_listeners, shut_connections_to, under_way_to
 
 # Seconds between two looks once something has failed, and for how long.
 _ALERT, _ALERT_LASTS = 0.005, 3.0
@@ -45,6 +46,9 @@ _ABORTED_WITHIN = 2.0
 # A thread that has not raised by then waits in the store, say, and not in gloo.
 _NEXT_MEANS_AFTER = 0.5
 _FLUSHED_WITHIN = 1.0
+# Who is not stuck raises, and what is under way arrives, within that, or not at all: a rank is stopped, say.
+_SETTLED_WITHIN, _BETWEEN_LOOKS = 0.3, 0.02
+_WOKEN_WITHIN = 0.05
 # Each looks for a verdict once a beat.
 _ALL_WITHIN, _BETWEEN_QUESTIONS = 2 * BEAT, 0.005
 
@@ -314,12 +318,12 @@ class WatchThread(threading.Thread):
             aborting = Aborting(on_streams)
             aborting.start()
             aborting.join(_ABORTED_WITHIN)
+        stuck = self._settle(raiser, peers, ends)
         # NCCL's own are among them: at their end, without the abort, torch would end the process.
+        shut_connections_to(peers, ends=ends, how=socket.SHUT_RD)
+        raiser.raised.wait(_WOKEN_WITHIN)
         shut_connections_to(peers, ends=ends)
         tell(self._folder, self._ledger.rank, Word.APART)
-        # In a collective it raises by itself then; in the midst of torch a handler would.
-        if not stuck:
-            raiser.signal_main()
         self._continue_stopped()
         wait = _NEXT_MEANS_AFTER if stuck else _ALERT
         while not raiser.raised.wait(wait) and not self._stopping.is_set():
@@ -334,6 +338,21 @@ class WatchThread(threading.Thread):
             # Of two of gloo's ranks that connect one only waits to be called, with nothing to be shut.
             if raiser.makes_group():
                 call_own_listeners(self._meeting.world_size, besides=ports)
+
+    def _settle(self, raiser: Raiser, peers: Sequence[int], ends: Collection[Endpoint]) -> Collection[int]:
+        """Let what is under way arrive, and who is on the way raise; the threads that are stuck then."""
+        end = time.monotonic() + _SETTLED_WITHIN
+        before: object = None
+        while True:
+            stuck = raiser.waiting_threads()
+            # In a collective it raises by its connections' end; in the midst of torch a handler would.
+            if not stuck:
+                raiser.signal_main()
+            now = (stuck, raiser.calls(), under_way_to(peers, ends))
+            if now == before or raiser.raised.is_set() or time.monotonic() > end:
+                return stuck
+            before = now
+            time.sleep(_BETWEEN_LOOKS)
 
     def _end(self) -> NoReturn:
         # Whoever is stuck may hold the lock of a stream.
