@@ -6,7 +6,8 @@ are chained, so two ranks whose n-th records of a group have one digest have all
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
 
 from esper.lockstep.proof.view import View
 from esper.lockstep.record.entry import Kind
@@ -28,32 +29,38 @@ class Skim:
         """
         unread = [reader.outline() for reader in self._readers]
         settled = self._settled(unread)
-        if settled is None:
+        # One that has nothing to show of what it has written has written over it: that is for `Supervisor`.
+        hidden = any(
+            not outlines and reader.written() > reader.position
+            for reader, outlines in zip(self._readers, unread, strict=True)
+        )
+        if settled is None or hidden:
             return False
         for group, sequence in settled.items():
             self._view.matching.pass_over(group, sequence)
         for reader, outlines in zip(self._readers, unread, strict=True):
-            passed = []
-            for outline in outlines:
-                if outline.kind == Kind.COLLECTIVE:
-                    name = reader.string(outline.group)
-                    if outline.sequence > settled.get(name, -1):
-                        break
-                passed.append(outline)
-            self._fold(reader, passed)
+            self._fold(reader, outlines, settled)
         return True
 
-    def _fold(self, reader: LedgerReader, passed: Sequence[Outline]) -> None:
+    def _fold(self, reader: LedgerReader, unread: Sequence[Outline], settled: Mapping[str, int]) -> None:
         """Take what is more than a collective that all have in common, and the last call of each thread."""
-        if not passed:
-            return
-        last = {one.thread: one.number for one in passed if one.kind == Kind.COLLECTIVE}
+        common = {
+            one.number
+            for one in unread
+            if one.kind == Kind.COLLECTIVE and one.sequence <= settled.get(str(reader.string(one.group)), -1)
+        }
+        end = max(common, default=-1)
+        passed = [one for one in unread if one.number <= end]
+        passed += takewhile(lambda one: one.kind != Kind.COLLECTIVE, unread[len(passed) :])
+        last = {one.thread: one.number for one in passed if one.number in common}
         for outline in passed:
-            if outline.kind != Kind.COLLECTIVE:
+            if outline.number not in common:
+                # A collective may be one that no other rank has unread: it waits for nothing that comes here.
                 self._view.fold([reader.entry(outline.number)])
             elif last[outline.thread] == outline.number:
                 self._view.ranks[reader.rank].fold(reader.entry(outline.number))
-        reader.skip_to(passed[-1].number + 1)
+        if passed:
+            reader.skip_to(passed[-1].number + 1)
 
     def _settled(self, unread: Sequence[Sequence[Outline]]) -> dict[str, int] | None:
         """By group the last collective that may be passed over; None where something can't be judged."""
