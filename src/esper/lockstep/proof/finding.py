@@ -53,7 +53,8 @@ class Finding:
     decidable: float | None = None  # when it could be told who is guilty, where that was after `since`
     starved: float = 0.0  # seconds that a late rank had no processor for, by which the patience was longer
     compiled: float = 0.0  # seconds that it compiled, by which the patience was longer, too
-    recorded: bool = True  # False: nobody has what the guilty did, and they may have come
+    # Whether the guilty had come to what the others wait in; None: nobody has what they did.
+    entered: bool | None = False
 
     @property
     def rank_order(self) -> tuple[float, int]:
@@ -93,10 +94,17 @@ def joined(findings: list[Finding]) -> list[Finding]:
                 first.since,
                 first.group,
                 first.sequence,
-                tuple(entry for entry in first.waiting if entry.rank not in finding.guilty),
+                tuple(
+                    {
+                        entry.rank: entry
+                        for entry in (*first.waiting, *finding.waiting)
+                        if entry.rank not in first.guilty | finding.guilty
+                    }.values()
+                ),
                 first.guilty | finding.guilty,
                 starved=max(first.starved, finding.starved),
                 compiled=max(first.compiled, finding.compiled),
+                entered=first.entered if first.entered == finding.entered else None,
             )
         )
     return list(by_slot.values())

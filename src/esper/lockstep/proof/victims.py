@@ -22,6 +22,7 @@ def victims(
     return (
         _excused(view, waits, now, patience, final)
         or _broken_off(view, waits, now, final)
+        or _held_back(view, waits, now)
         or _given_up(view, waits, now)
     )
 
@@ -125,17 +126,55 @@ def _broken_off(view: View, waits: dict[int, list[Wait]], now: float, final: boo
         if not final and now - end.issued <= NOTICED_WITHIN:
             continue
         for entry in _last(view, seen):
-            group = entry.group.removeprefix("p2p:")
-            if not (entry.times.flags & Flag.FAILED or entry.native):
-                continue
-            members = view.matching.members(group)
-            for rank in members[entry.peer : entry.peer + 1] if entry.peer >= 0 else members:
-                ended = terminal(view, waits, rank, group, excuse=True) if rank != seen.rank else None
-                if ended is not None and ended[1] <= end.issued + NOTICED_WITHIN:
-                    kind, at, where = ended
-                    since = max(at, entry.issued)
-                    found.append(Finding(kind, since, entry.group, entry.sequence, (entry,), {rank: where}))
+            if entry.times.flags & Flag.FAILED or entry.native:
+                found += _by_members(view, waits, entry, end.issued + NOTICED_WITHIN)
     return joined(found)
+
+
+def _held_back(view: View, waits: dict[int, list[Wait]], now: float) -> list[Finding]:
+    """Calls that broke since a member failed in their midst, and whose ranks do not end by that before a
+    verdict says so: the same as those that have ended.
+    """
+    if not view.holds_back:
+        return []
+    found = []
+    living = [seen for seen in view.ranks if not seen.left and seen.ended is None]
+    last = [entry for seen in living for entry in _last(view, seen)]
+    for entry in last:
+        broke = entry.times.wait_ended
+        if not _broken(entry) or now - broke <= NOTICED_WITHIN:
+            continue
+        place = (entry.group, entry.sequence)
+        waiting = tuple(
+            one for one in last if (one.group, one.sequence) == place and (_broken(one) or one.blocks())
+        )
+        found += [
+            replace(one, waiting=waiting)
+            for one in _by_members(view, waits, entry, broke + NOTICED_WITHIN)
+            if all(_fails(view, view.ranks[rank]) for rank in one.guilty)
+        ]
+    return joined(found)
+
+
+def _broken(entry: Entry) -> bool:
+    """Whether the call raised, though no time-out of its own was over."""
+    return bool(entry.times.flags & Flag.FAILED and not entry.times.flags & Flag.POLLED)
+
+
+def _by_members(view: View, waits: dict[int, list[Wait]], entry: Entry, until: float) -> list[Finding]:
+    """The call that broke, with each of its members that had ended by then, and not for a peer's sake."""
+    found = []
+    group = entry.group.removeprefix("p2p:")
+    members = view.matching.members(group)
+    for rank in members[entry.peer : entry.peer + 1] if entry.peer >= 0 else members:
+        ended = terminal(view, waits, rank, group, excuse=True) if rank != entry.rank else None
+        if ended is not None and ended[1] <= until:
+            kind, at, where = ended
+            since, place = max(at, entry.issued), (entry.group, entry.sequence)
+            came = any((own.group, own.sequence) == place for own in _last(view, view.ranks[rank]))
+            entered = came and entry.peer < 0
+            found.append(Finding(kind, since, *place, (entry,), {rank: where}, entered=entered))
+    return found
 
 
 def _given_up(view: View, waits: dict[int, list[Wait]], now: float) -> list[Finding]:
@@ -165,9 +204,7 @@ def broken_by(view: View, gone: Collection[int]) -> Finding | None:
     went is not known, nor whether it had come there.
     """
     last = [entry for seen in view.ranks if seen.rank not in gone for entry in _last(view, seen)]
-    broken = [
-        entry for entry in last if entry.times.flags & Flag.FAILED and not entry.times.flags & Flag.POLLED
-    ]
+    broken = [entry for entry in last if _broken(entry)]
     for entry in sorted(broken, key=lambda one: one.issued):
         members = view.matching.members(entry.group.removeprefix("p2p:"))
         partners = members[entry.peer : entry.peer + 1] if entry.peer >= 0 else members

@@ -123,6 +123,7 @@ class View:
         self.matching = Matching()
         self.audits = AuditBook()
         self.live = live
+        self.holds_back = False  # what has failed for a peer's sake raises no error before there is a verdict
 
     def fold(self, entries: Sequence[Entry]) -> None:
         """Take the new records of one rank, oldest first."""

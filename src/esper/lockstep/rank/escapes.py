@@ -15,7 +15,7 @@ import torch.autograd
 from esper.lockstep.errors import LockstepError
 from esper.lockstep.rank.groups import patch_below
 from esper.lockstep.rank.recorder import Recorder
-from esper.lockstep.record.entry import Flag, Kind, Times
+from esper.lockstep.record.entry import Flag, Kind, Time, Times
 from esper.lockstep.record.reader import LedgerReader
 
 # Records to look at for what a rank waits in: nobody has more open calls than that.
@@ -63,22 +63,27 @@ class Escapes:
 
     def has_raised(self, error: BaseException) -> bool:
         """Whether this thread's last call is one from C++, whose end nobody sees, and `error` may be that."""
+        return self._raised_by(error) is not None
+
+    def _raised_by(self, error: BaseException) -> int | None:
         trace = error.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
         own = trace is not None and not self._recorder.is_internal(trace.tb_frame.f_code.co_filename)
         if own or not self._undo or not isinstance(error, RuntimeError) or isinstance(error, LockstepError):
-            return False
+            return None
         last, waits = self._open_calls()
-        times = waits.get(last.get(threading.get_native_id(), -1))
-        return times is not None and bool(times.flags & Flag.NATIVE)
+        number = last.get(threading.get_native_id(), -1)
+        times = waits.get(number)
+        return number if times is not None and times.flags & Flag.NATIVE else None
 
     def _telling(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             try:
                 return original(*args, **kwargs)
             except RuntimeError as error:
-                if self.has_raised(error):
+                if (number := self._raised_by(error)) is not None:
+                    self._recorder.ledger.stamp(number, Time.WAIT_ENDED, Flag.FAILED)
                     self._recorder.victim(error)
                 raise
 

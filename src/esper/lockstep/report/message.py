@@ -111,7 +111,7 @@ def _headline(finding: Finding) -> str:
         # Who left early and who made a call too many look alike: both are said.
         return f"{guilty} never entered {awaited}, in which rank {first.rank} waits alone"
     if verb is not None:
-        return f"{guilty} {verb if finding.recorded else f'{verb} or in'} {awaited}"
+        return f"{guilty} {verb} {_PLACES[finding.entered] if finding.kind != 'missing' else ''}{awaited}"
     others = sorted({entry.rank for entry in finding.waiting} - finding.guilty.keys())
     plural = len(finding.guilty) > 1
     if not others or first is None:
@@ -133,12 +133,8 @@ def _headline(finding: Finding) -> str:
 
 
 _WIDEST = 160  # characters of an exception's text
-_ENDED = {
-    "crashed": "died before",
-    "raised": "raised before",
-    "exited": "exited before",
-    "missing": "never entered",
-}
+_ENDED = {"crashed": "died", "raised": "raised", "exited": "exited", "missing": "never entered"}
+_PLACES = {False: "before ", True: "in ", None: "before or in "}
 # Where no side has a majority all are named.
 _AMONG_THEMSELVES = {
     "mismatch": "contradict each other, none with a majority",

@@ -42,6 +42,7 @@ class HostWatch:
             requests=ByFile(folder, local.rank, local.pids, local.beats),
             gap=math.inf,  # it is not polled while all is well; and what it was away for is in the patience
         )
+        self.supervisor.view.holds_back = True
         self._skim = Skim(self._readers, self.supervisor.view)
         self._positions: list[int] = []
         self.saw_an_end = False  # of a process, in the last look

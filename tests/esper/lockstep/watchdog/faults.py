@@ -18,7 +18,9 @@ DEAD = (-signal.SIGKILL, -signal.SIGTERM)
 
 @dataclass(frozen=True)
 class Fault:
-    """What rank 2 does instead of the `all_reduce` of the others."""
+    """What rank 2 does instead of the `all_reduce` of the others; what all do at first, and the others
+    meanwhile.
+    """
 
     kind: str
     body: str
@@ -27,6 +29,8 @@ class Fault:
     op: str = "all_reduce"
     suspected: bool = False
     seen_at: str | None = None  # the mark of the line that the sentence has for it
+    before: str = ""
+    others: str = "pass"
 
 
 def suspected(kind: str, body: str, *, raises: bool | None = True, seen_at: str | None = None) -> Fault:
@@ -40,6 +44,18 @@ FAULTS = {
     "other dtype": Fault("mismatch", "dist.all_reduce(x.int())  # guilty"),
     "destroys": Fault("missing", "dist.destroy_process_group(); time.sleep(100)  # guilty"),
     "killed": Fault("crashed", "os.kill(os.getpid(), signal.SIGKILL)", raises=False),
+    "killed inside": Fault(
+        "crashed",
+        "dist.all_reduce(x, async_op=True); os.kill(os.getpid(), signal.SIGKILL)",
+        raises=False,
+        before=f"""
+            store = dist.distributed_c10d._get_default_store()
+            if rank == {GUILTY}:
+                store.set("pid", str(os.getpid()))
+            death = os.pidfd_open(int(store.get("pid")))
+        """,
+        others="select.select([death], [], [])",
+    ),
     "exits 0": Fault("exited", "sys.exit(0)", raises=False),
     "exits 5": Fault("exited", "sys.exit(5)", raises=False),
     "_exit 5": Fault("exited", "os._exit(5)", raises=False),
@@ -133,11 +149,14 @@ def elsewhere(name: str, folder: Path, *, per_host: int = 0) -> Job:
     done = job(
         folder,
         f"""
+        {textwrap.indent(textwrap.dedent(fault.before), " " * 8).strip()}
         for _ in range(20):
             dist.all_reduce(x)  # before
         if rank == {GUILTY}:
             note.fault()
             {fault.body}
+        else:
+            {fault.others}
         dist.all_reduce(x)  # innocent
         note("past")
         time.sleep(1000)

@@ -36,7 +36,7 @@ _OTHERS_END_WITHIN, _TERMINATED_WITHIN = 12.0, 1.0
 PATIENCE = 60.0  # of jobs whose fault is proved
 
 _HEAD = """\
-import os, signal, sys, threading, time
+import os, select, signal, sys, threading, time
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP

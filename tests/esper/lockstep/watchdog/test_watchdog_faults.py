@@ -22,7 +22,7 @@ from tests.esper.lockstep.watchdog.faults import (
 from tests.esper.lockstep.watchdog.jobs import Job, job, take_away
 
 LONG = pytest.mark.stress
-USUAL = ("skips", "killed", "raises")
+USUAL = ("skips", "killed", "killed inside", "raises")
 
 
 @pytest.fixture
@@ -57,6 +57,7 @@ def assert_explained(run: Path, folder: Path) -> None:
 def test_a_rank_that_is_elsewhere_is_named_on_all(name: str, tmp_path: Path, finished: list[Job]) -> None:
     done = elsewhere(name, tmp_path)
     finished.append(done)
+    assert (" died in all_reduce #21 " in done.said) == (name == "killed inside")
     (folder,) = done.run_folders
     assert_explained(folder, tmp_path / "kept")
 

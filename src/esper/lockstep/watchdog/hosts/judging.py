@@ -85,6 +85,7 @@ def judge(
                 and len(left.witnesses.keys() | unheard) == left.world_size
                 and seen.view.matching.unreadable <= unheard
             )
+            seen.view.holds_back = True
             finding = prove(seen.view, now, Patience(patience, patience), whole=whole)
             finding = finding or broken_by(seen.view, unrecorded)
             if finding is None:
@@ -93,7 +94,9 @@ def judge(
                 rank: _where(seen, manifest, rank, where, now, why) for rank, where in finding.guilty.items()
             }
             diagnosis = diagnosis_of(
-                replace(finding, guilty=guilty, recorded=not guilty.keys() & unrecorded),
+                replace(
+                    finding, guilty=guilty, entered=None if guilty.keys() & unrecorded else finding.entered
+                ),
                 decided=now,
                 last_settled=seen.view.matching.last_settled(finding.group.removeprefix("p2p:")),
             )
