@@ -28,6 +28,7 @@ FAULTS = {
     "spins": ("stalled", "innocent"),
 }
 PATIENCE = 3.0
+ENDED = "closing signal SIGTERM"  # by torchrun
 RUN = re.compile(r"explain (/\S+)")
 
 
@@ -54,13 +55,14 @@ def test_every_rank_raises_and_the_job_fails(fault: str, shown: Path) -> None:
         assert agent.wait(90) != 0
     told = output(shown)
     sentences = [one for one in told.splitlines() if one.startswith("lockstep: ")]
-    assert len(sentences) == 1, told
-    assert re.search(rf"\brank {GUILTY}\b", sentences[0])
     innocent = {f"end-{rank}" for rank in range(RANKS) if rank != GUILTY}
     found = ends(shown)
-    # Where a process has ended torchrun ends the others, and may be the first to do so.
-    assert found
-    assert innocent <= found.keys() or fault in ("killed", "exits")
+    # Where a process has ended torchrun ends the others at its next look, which may be the first thing to
+    # happen to them.
+    ended = told.count(ENDED) if fault in ("killed", "exits") else 0
+    assert len(sentences) == 1 or (not sentences and ended == len(innocent)), told
+    assert all(re.search(rf"\brank {GUILTY}\b", one) for one in sentences)
+    assert len(innocent & found.keys()) + ended >= len(innocent), told
     for note in found.values():
         assert note.startswith(f"{kind} ({GUILTY},) ")
         assert line(mark) in note
@@ -76,10 +78,10 @@ def test_a_job_that_is_started_again_ends_well_and_leaves_nothing(fault: str, sh
     with torchrun(shown, fault, ranks=RANKS, restarts=1, program=PROGRAM) as agent:
         assert agent.wait(120) == 0
     told = output(shown)
-    assert told.count("lockstep: ") == 1, told
+    said = told.count("lockstep: ")
+    assert said == 1 or (fault == "killed" and not said and told.count(ENDED) == RANKS - 1), told
     assert told.count("over") == RANKS
-    (kept,) = RUN.findall(told)
-    assert set(Path("/dev/shm").glob("lockstep.*")) - before == {Path(kept)}
+    assert set(Path("/dev/shm").glob("lockstep.*")) - before == {Path(kept) for kept in RUN.findall(told)}
     assert [pid for pid in psutil.pids() if str(PROGRAM) in " ".join(command(pid))] == []
 
 
