@@ -3,12 +3,16 @@
 from esper.control.actions import Action, Advance, Decision, Germinate, Prune
 from esper.control.governor import Alarm, Governor, GovernorConfig
 from esper.control.heuristic import HeuristicConfig, HeuristicController
+from esper.control.idle import IdleController
+from esper.control.names import ControllerName
+from esper.control.random import RandomConfig, RandomController
 from esper.control.signals import EpochSignals, SlotView, gate_for
 
 __all__ = [
     "Action",
     "Advance",
     "Alarm",
+    "ControllerName",
     "Decision",
     "EpochSignals",
     "Germinate",
@@ -16,7 +20,10 @@ __all__ = [
     "GovernorConfig",
     "HeuristicConfig",
     "HeuristicController",
+    "IdleController",
     "Prune",
+    "RandomConfig",
+    "RandomController",
     "SlotView",
     "gate_for",
 ]

@@ -74,6 +74,7 @@ class Agreed:
     measurements: tuple[SlotMeasurement, ...]  # one a slot, averaged over ranks
     next_batches: tuple[tuple[int, int], ...]  # (global rank, batches it announces)
     panicking: tuple[int, ...]  # global ranks
+    stopping: tuple[int, ...]  # global ranks that were asked to end the run
     fell_back: tuple[int, ...]  # global ranks whose steps were to be compiled and are not any more
     random_bits: int  # 64, from the first rank
 
@@ -120,6 +121,7 @@ class Agreement:
             ),
             next_batches=tuple((rank, row.next_batches) for rank, row in rows.items()),
             panicking=tuple(rank for rank, row in rows.items() if row.panic),
+            stopping=tuple(rank for rank, row in rows.items() if row.stop),
             fell_back=tuple(rank for rank, row in rows.items() if row.compile_state > 1),
             random_bits=next(iter(rows.values())).random_bits,
         )

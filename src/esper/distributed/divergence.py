@@ -52,8 +52,8 @@ def require_same(rows: Mapping[str, Sequence[tuple[int, str]]], where: str) -> N
 def compare(records: Mapping[int, Record], where: str) -> None:
     """Raise LifecycleDivergence unless the records of all ranks (by global rank) say the same.
 
-    Metric sums, measurements, announced batch counts, panic flags and random bits may differ and are not
-    compared.
+    Metric sums, measurements, announced batch counts, flags of panic and stop, and random bits may differ
+    and are not compared.
     """
     orders = {tuple(slot.slot_id for slot in _slots(record)) for record in records.values()}
     # In different orders slots can't be set side by side: their own fields would be noise.

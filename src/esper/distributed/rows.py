@@ -20,7 +20,7 @@ from esper.lifecycle.metrics import MetricSums, SlotMeasurement
 from esper.lifecycle.record import SlotRecord
 from esper.lifecycle.stage import Stage
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 ROW_SLOTS = 16
 NAME_BYTES = 24
 ERROR_BYTES = 96
@@ -30,8 +30,8 @@ _HEAD = struct.Struct("<7q")
 # Config, steps, growth RNG, fingerprint, previous decision, whether compiling was asked for.
 _IDENTITY = struct.Struct("<6q")
 _SLOT = struct.Struct(f"<{NAME_BYTES}s{NAME_BYTES}s5q2d")
-# Batches, compile state, panic, random bits, sums of training and of evaluation.
-_OWN = struct.Struct("<3qQdqqdqq")
+# Batches, compile state, panic, stop, random bits, sums of training and of evaluation.
+_OWN = struct.Struct("<4qQdqqdqq")
 # Each number behind a word that says whether it is one: "never measured" is neither 0 nor nan.
 _MEASURED = struct.Struct("<qdqdqdq")
 _BLANK, _UNMEASURED = bytes(_MEASURED.size), SlotMeasurement()
@@ -75,6 +75,7 @@ class AgreementRecord:
     next_batches: int = 0  # what this rank's loader announces for the next epoch; -1: it has no length
     compile_state: int = 0  # 0: eager by config, 1: compiled, 2: it was to be, and is not any more
     panic: bool = False
+    stop: bool = False  # this rank was asked to end the run after this epoch
     random_bits: int = 0  # 64 bits; rank 0's are everybody's
     train: MetricSums = field(default_factory=MetricSums)
     test: MetricSums = field(default_factory=MetricSums)
@@ -189,7 +190,7 @@ def joined(record: AgreementRecord, rows: Sequence[bytes]) -> AgreementRecord:
 
 def with_own(record: AgreementRecord, row: bytes) -> AgreementRecord:
     """`record` with what the rank that sent `row` measured for itself; they have the same slots."""
-    batches, compiled, panic, bits, *sums = _OWN.unpack_from(row, SAME_BYTES)
+    batches, compiled, panic, stop, bits, *sums = _OWN.unpack_from(row, SAME_BYTES)
     begin = SAME_BYTES + _OWN.size
     measured = row[begin : begin + len(record.slots) * _MEASURED.size]
     return replace(
@@ -197,6 +198,7 @@ def with_own(record: AgreementRecord, row: bytes) -> AgreementRecord:
         next_batches=batches,
         compile_state=compiled,
         panic=bool(panic),
+        stop=bool(stop),
         random_bits=bits,
         train=MetricSums(*sums[:3]),
         test=MetricSums(*sums[3:]),
@@ -251,6 +253,7 @@ def _body(record: Record, part: slice) -> bytes:
         record.next_batches,
         record.compile_state,
         record.panic,
+        record.stop,
         record.random_bits,
         record.train.loss_sum,
         record.train.correct,

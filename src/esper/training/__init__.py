@@ -1,12 +1,13 @@
 """Training a growing model: one loop for one process and for many."""
 
-from esper.training.build import build_model
+from esper.training.build import build_controller, build_model, build_task
 from esper.training.checkpoint import Checkpoints
 from esper.training.compile import CompileConfig, CompileMode, CompileState, StepCompiler
-from esper.training.config import HostConfig, OptimizerConfig, OptimizerName, TrainConfig
+from esper.training.config import HostConfig, HostName, OptimizerConfig, OptimizerName, TrainConfig
 from esper.training.growth import Growth, PreparedAction
 from esper.training.history import EpochResult, History
 from esper.training.picture import draw_run, save_picture
+from esper.training.presets import preset
 from esper.training.trainer import Controller, Trainer
 
 __all__ = [
@@ -19,13 +20,17 @@ __all__ = [
     "Growth",
     "History",
     "HostConfig",
+    "HostName",
     "OptimizerConfig",
     "OptimizerName",
     "PreparedAction",
     "StepCompiler",
     "TrainConfig",
     "Trainer",
+    "build_controller",
     "build_model",
+    "build_task",
     "draw_run",
+    "preset",
     "save_picture",
 ]

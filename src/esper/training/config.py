@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
 from enum import Enum, StrEnum
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from esper.checks import check_int, check_number
 from esper.control.governor import GovernorConfig
 from esper.control.heuristic import HeuristicConfig
+from esper.control.names import ControllerName
+from esper.control.random import RandomConfig
 from esper.distributed.agreement import AgreementConfig
 from esper.distributed.digest import stable_digest
 from esper.distributed.loaders import LoaderPolicy
@@ -17,19 +20,32 @@ from esper.errors import ConfigError
 from esper.lifecycle.config import SlotConfig
 from esper.lifecycle.gates import GateConfig
 from esper.training.compile import CompileConfig
+from esper.training.tasks.names import TaskName
 from esper.training.watchdog import WatchdogConfig
+
+
+class HostName(StrEnum):
+    """Which network to grow in."""
+
+    CNN = "cnn"
+    GPT = "gpt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostConfig:
-    """Size of the CNN host."""
+    """The host and its size; each block has a slot. `heads` and `context`, in tokens, are the GPT's."""
 
+    name: HostName = HostName.CNN
     width: int = 4
     blocks: int = 2
+    heads: int = 4
+    context: int = 64
 
     def __post_init__(self) -> None:
-        check_int("host.width", self.width, 1)
-        check_int("host.blocks", self.blocks, 1)
+        for name in ("width", "blocks", "heads", "context"):
+            check_int(f"host.{name}", getattr(self, name), 1)
+        if self.name is HostName.GPT and self.width % self.heads:
+            raise ConfigError("host.width", self.width, f"a multiple of host.heads={self.heads}")
 
 
 class OptimizerName(StrEnum):
@@ -60,10 +76,13 @@ class OptimizerConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """Settings of a run; the same on every rank. `batch_size` is per rank, `run` a name of the user's,
-    `loaders` what is done when ranks have different numbers of batches.
+    `loaders` what is done when ranks have different numbers of batches. `task` and `controller` say what
+    `esper train` made; a trainer takes whatever it is given.
     """
 
     run: str = "esper"
+    task: TaskName = TaskName.OWN
+    controller: ControllerName = ControllerName.OWN
     seed: int = 0
     epochs: int = 50
     batch_size: int = 32
@@ -73,6 +92,7 @@ class TrainConfig:
     slot: SlotConfig = field(default_factory=SlotConfig)
     gates: GateConfig = field(default_factory=GateConfig)
     heuristic: HeuristicConfig = field(default_factory=HeuristicConfig)
+    random: RandomConfig = field(default_factory=RandomConfig)
     governor: GovernorConfig = field(default_factory=GovernorConfig)
     compile: CompileConfig = field(default_factory=CompileConfig)
     agreement: AgreementConfig = field(default_factory=AgreementConfig)
@@ -114,7 +134,10 @@ def _section(kind: type[Any], values: object, path: str) -> Any:
     given = {}
     for key, value in values.items():
         if key not in known:
-            raise ConfigError(_join(path, str(key)), value, f"left out: known here are {', '.join(known)}")
+            near = get_close_matches(str(key), known, n=1)
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            accepted = f"left out{meant}: known here are {', '.join(known)}"
+            raise ConfigError(_join(path, str(key)), value, accepted)
         given[key] = _value(hints[key], value, _join(path, key))
     return kind(**given)
 

@@ -101,10 +101,13 @@ class Trainer:
         self._signals = EpochSignals(0, (), (), ())
         self._trends: dict[str, GradientTrend] = {}
         self._announced: Sequence[tuple[int, int]] = ()
+        self._asked_to_stop = False
+        self.stopping: tuple[int, ...] = ()  # ranks that were asked to end the run early, which all do
         self._digested = (config, config.digest())
 
     def run(self, *, after_epoch: Callable[[Trainer], object] | None = None) -> History:
-        """Collective: every rank, same order. Trains up to the configured number of epochs, then audits.
+        """Collective: every rank, same order. Trains up to the configured number of epochs, or until a rank
+        was asked to stop, then audits.
 
         Raises LifecycleDivergence, LoaderMismatch or AgreementDeadline when ranks part, GrowthFailed when a
         seed can't be built, TrainingDiverged when rollbacks do not help.
@@ -116,8 +119,16 @@ class Trainer:
             self.run_epoch(epoch)
             if after_epoch is not None:
                 after_epoch(self)
+            if self.stopping:
+                break
         self.finish()
         return self.history
+
+    def stop(self) -> None:
+        """Have `run` end after the epoch that is under way, on every rank; from any thread or signal
+        handler, on any rank.
+        """
+        self._asked_to_stop = True
 
     def run_epoch(self, epoch: int) -> EpochResult:
         """Collective: every rank, same order. One whole epoch."""
@@ -130,7 +141,7 @@ class Trainer:
         self.average_buffers()
         test, measurements = self.evaluate()
         agreed = self.agree(epoch, train, test, measurements)
-        self._announced = agreed.next_batches
+        self._announced, self.stopping = agreed.next_batches, agreed.stopping
         if agreed.fell_back:
             self.compiler.follow(agreed.fell_back)
         decision, applied = Decision(), Applied()
@@ -243,6 +254,7 @@ class Trainer:
             self._record(epoch, RowKind.AGREEMENT, self.model.fingerprint()),
             next_batches=UNKNOWN if batches is None else batches,
             panic=self.safeguard.panics(train, test),
+            stop=self._asked_to_stop,
             random_bits=stable_digest("draw", self.config.seed, epoch, self.agreement.rank, bits=64),
             train=train,
             test=test,

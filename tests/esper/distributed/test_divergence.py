@@ -18,7 +18,7 @@ from esper.lockstep import DivergenceError, FieldDifference
 from tests.esper.distributed.records import agreement_record, in_stage, slot_record
 
 # What ranks measure for themselves.
-OWN = {"next_batches", "panic", "random_bits", "train", "test", "measurements"}
+OWN = {"next_batches", "panic", "stop", "random_bits", "train", "test", "measurements"}
 OTHER: dict[str, Any] = {"stage": Stage.HOLDING, "blueprint": "other", "alpha": 0.25, "slot_id": "r9c9"}
 
 
@@ -32,6 +32,7 @@ def test_ranks_that_are_alike_may_have_measured_differently() -> None:
     other = agreement_record(
         next_batches=3,
         panic=True,
+        stop=True,
         random_bits=1,
         train=MetricSums(1.0, 2, 3),
         test=MetricSums(),

@@ -31,13 +31,16 @@ def test_every_setting_is_in_the_digest(change: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"epoch": 3}, "epoch=3 is not accepted: must be left out: known here are run, seed, epochs"),
+        (
+            {"epoch": 3},
+            "epoch=3 is not accepted: must be left out (did you mean epochs?): known here are run, task",
+        ),
         ({"epochs": 0}, "epochs=0 is not accepted: must be an int of at least 1"),
         ({"epochs": "3"}, "epochs='3' is not accepted: must be of type int"),
         ({"epochs": True}, "epochs=True is not accepted: must be of type int"),
         (
             {"gates": {"min_gain": 1}},
-            "gates.min_gain=1 is not accepted: must be left out: known here are permissive",
+            "gates.min_gain=1 is not accepted: must be left out (did you mean min_gradient_ratio?): ",
         ),
         ({"gates": 3}, "gates=3 is not accepted: must be a mapping with keys of: permissive"),
         ({"gates": {"permissive": 1}}, "gates.permissive=1 is not accepted: must be of type bool"),

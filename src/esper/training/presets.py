@@ -1,0 +1,69 @@
+"""What a named task is trained with where its user says nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from esper.training.tasks import TaskName
+
+# Lives of some twenty epochs, so that two seeds may be kept within a run.
+_SHORT: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "slot": {"tempo": 3, "embargoed_epochs": 2},
+        "gates": {"min_training_epochs": 3, "max_training_epochs": 8, "min_blending_epochs": 3},
+    }
+)
+# With Adam a loss falls by some percent an epoch long after accuracy has come to a plateau.
+_PLATEAU: Mapping[str, Any] = MappingProxyType(
+    {
+        "plateau_epochs": 2,
+        "plateau_points": 1.0,
+        "stable_epochs": 2,
+        "stable_fall": 0.2,
+        "stable_rise": 0.1,
+    }
+)
+_PRESETS: Mapping[TaskName, Mapping[str, Any]] = MappingProxyType(
+    {
+        TaskName.DIGITS: {
+            **_SHORT,
+            "epochs": 60,
+            "optimizer": {"name": "adam", "lr": 0.005},
+            "heuristic": {**_PLATEAU, "blueprints": ["conv_light", "conv_small"]},
+            "random": {"blueprints": ["conv_light", "conv_small"]},
+        },
+        TaskName.PYDOC: {
+            **_SHORT,
+            "epochs": 30,
+            "host": {"name": "gpt", "width": 32, "blocks": 2},
+            "optimizer": {"name": "adam", "lr": 0.003},
+            # A point is much of what the next byte can be foretold by.
+            "gates": {**_SHORT["gates"], "min_contribution": 0.2},
+            "heuristic": {
+                **_PLATEAU,
+                "plateau_points": 1.5,
+                "min_contribution": 0.1,
+                "blueprints": ["mlp_small", "attention"],
+            },
+            "random": {"blueprints": ["mlp_small", "attention"]},
+            "governor": {"guess_loss": math.log(256)},
+        },
+        TaskName.CIFAR10: {
+            **_SHORT,
+            "epochs": 60,
+            "batch_size": 64,
+            "host": {"width": 16, "blocks": 3},
+            "optimizer": {"name": "adam", "lr": 0.002},
+            "heuristic": {**_PLATEAU, "blueprints": ["conv_light", "bottleneck"]},
+            "random": {"blueprints": ["conv_light", "bottleneck"]},
+        },
+    }
+)
+
+
+def preset(task: TaskName) -> dict[str, Any]:
+    """Settings as `TrainConfig.from_dict` takes them."""
+    return {"task": str(task), **_PRESETS.get(task, {})}
