@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -52,3 +53,20 @@ def test_every_kind_of_fault_is_in_the_table_and_every_family_has_an_example() -
     assert sorted(told) == sorted(CATALOGUE)
     shown = set(re.findall(r'ddp_fault\("(\w+)"', code_of("faults.md")))
     assert {CATALOGUE[kind].family for kind in shown} == {spec.family for spec in CATALOGUE.values()}
+
+
+def test_the_page_on_training_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    shell = re.findall(r"^```sh\n(.*?)^```", (DOCS / "training.md").read_text(), re.MULTILINE | re.DOTALL)
+    python = f"{sys.executable} -W ignore -m"
+    programs = {"esper": "esper", "torchrun": "torch.distributed.run"}
+    head = "".join(f'{name}() {{ {python} {module} "$@"; }}\n' for name, module in programs.items())
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        ["bash", "-euc", head + "\n".join(shell)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "goes on from small/checkpoints/epoch-000020.checkpoint" in done.stdout
+    for run in ("small", "together", "esper-runs/digits-heuristic-1-1"):
+        names = {path.name.partition(".tfevents")[0] for path in (tmp_path / run).iterdir()}
+        assert names == {"log.jsonl", "events.out", "checkpoints", "run.png"}

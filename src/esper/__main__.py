@@ -1,0 +1,5 @@
+"""`python -m esper`, and so `torchrun -m esper train`."""
+
+from esper.cli import main
+
+main()

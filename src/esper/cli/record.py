@@ -1,0 +1,128 @@
+"""What stays of a run: its folder, with log, TensorBoard events and picture. Written by the first rank."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch.distributed as dist
+
+from esper.cli.train import RUNS
+from esper.errors import DataError
+from esper.training import TrainConfig, Trainer, save_picture
+from esper.training.log import NAME, RunLog
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+PICTURE = "run.png"
+
+
+def choose_folder(
+    out: Path | None, config: TrainConfig, group: dist.ProcessGroup | None, *, goes_on: bool, again: bool
+) -> Path:
+    """Collective: every rank, same order. The run's folder, which is there then: `out`, or a new one of the
+    next free number; `again`: the one of the attempt before.
+
+    Raises DataError, the same on every rank, where another run's log is in it and this one doesn't go on
+    with that, or where it can't be made.
+    """
+    told: list[tuple[str, str, str] | str] = [""]
+    if group is None or dist.get_rank() == 0:
+        try:
+            folder = out or _numbered(f"{config.task}-{config.controller}-{config.seed}", last=again)
+            folder.mkdir(parents=True, exist_ok=True)
+            if (folder / NAME).exists() and not (goes_on or again):
+                fix = "--resume goes on with it, another --out leaves it as it is"
+                told = [(str(folder), "a run is in it already", fix)]
+            else:
+                told = [str(folder)]
+        except OSError as error:
+            told = [
+                (
+                    str(out or RUNS),
+                    f"no folder can be made there ({error.strerror})",
+                    "name another: --out DIR",
+                )
+            ]
+    if group is not None:
+        dist.broadcast_object_list(told, src=0, group=group)
+    (chosen,) = told
+    if isinstance(chosen, tuple):
+        raise DataError(*chosen)
+    return Path(chosen)
+
+
+def _numbered(name: str, *, last: bool) -> Path:
+    """The folder of that name and the next free number, or of the last one that is there."""
+    runs = Path(RUNS)
+    taken = [
+        int(match[1])
+        for path in (runs.iterdir() if runs.is_dir() else ())
+        if (match := re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name))
+    ]
+    highest = max(taken, default=0)
+    return runs / f"{name}-{highest if last and highest else highest + 1}"
+
+
+class Record:
+    """The files of one run while it goes on."""
+
+    def __init__(self, folder: Path, trainer: Trainer, world_size: int) -> None:
+        """Raises OSError where they can't be written."""
+        self._folder = folder
+        self._log = RunLog(folder)
+        resumed = len(trainer.history.epochs)
+        self._log.start(
+            trainer.config, world_size=world_size, parameters=_parameters(trainer), resumed=resumed
+        )
+        self._events = _event_writer(folder, resumed)
+
+    def epoch(self, trainer: Trainer) -> None:
+        """The trainer's last epoch is over."""
+        history, last = trainer.history, trainer.history.epochs[-1]
+        parameters = _parameters(trainer)
+        self._log.epoch(history, parameters)
+        if self._events is None:
+            return
+        for name, value in {
+            "train/loss": last.loss,
+            "test/accuracy": last.accuracy,
+            "model/parameters": parameters,
+            "epoch/seconds": last.seconds,
+            **{f"alpha/{record.slot_id}": record.alpha for record in last.records},
+            **{f"stage/{record.slot_id}": record.stage for record in last.records},
+        }.items():
+            self._events.add_scalar(name, value, last.epoch)
+
+    def end(self, trainer: Trainer, seconds: float) -> Path | None:
+        """The run is over: its picture, None where matplotlib is missing."""
+        self._log.end(seconds, stopped=bool(trainer.stopping))
+        path = self._folder / PICTURE
+        try:
+            save_picture(trainer.history, path)
+        except DataError:  # no matplotlib, or no epochs
+            return None
+        return path
+
+    def close(self) -> None:
+        """Write no more."""
+        self._log.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _parameters(trainer: Trainer) -> int:
+    return sum(parameter.numel() for parameter in trainer.model.parameters())
+
+
+def _event_writer(folder: Path, resumed: int) -> SummaryWriter | None:
+    """None without the extra `train`. What an earlier attempt wrote of later epochs is not shown any more."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=resumed + 1 if resumed else None)

@@ -1,0 +1,129 @@
+"""One run as `esper train` makes it: the trainer, what is shown and what is written, and a Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from esper.cli.progress import Counted, Progress, progress_for
+from esper.cli.record import Record, choose_folder
+from esper.distributed import join_job
+from esper.errors import ConfigError
+from esper.training import Checkpoints, TrainConfig, Trainer, build_controller, build_model, build_task
+
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
+def run(
+    config: TrainConfig,
+    *,
+    out: Path | None,
+    data_dir: Path | None,
+    checkpoint_dir: Path | None,
+    checkpoint_every: int,
+    resume: bool,
+    device: str | None,
+) -> int:
+    """Collective: every rank, same order. Train; the exit status.
+
+    A job that torchrun has started again goes on from its checkpoint, if there is one yet. Raises what a
+    trainer raises, NoCheckpoint, DataError, and OSError for what can't be written.
+    """
+    place = _device(device)
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if together:
+        join_job("nccl" if place.type == "cuda" else "gloo")
+    try:
+        group = dist.group.WORLD if together else None
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+        task = build_task(config, data_dir=data_dir, rank=rank, world_size=world_size)
+        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        folder = choose_folder(out, config, group, goes_on=resume, again=again)
+        checkpoints = Checkpoints(checkpoint_dir or folder / "checkpoints")
+        model, controller = build_model(config).to(place), build_controller(config)
+        with (
+            closing(progress_for(rank, config.epochs, task.announce)) as progress,
+            Trainer(model, Counted(task, progress), controller, config, group=group) as trainer,
+            _stopping(trainer),
+        ):
+            if resume or (again and checkpoints.paths()):
+                progress.say(f"goes on from {checkpoints.resume(trainer)}")
+            record = None if rank else Record(folder, trainer, world_size)
+            try:
+                _train(trainer, progress, checkpoints, checkpoint_every, record)
+            finally:
+                if record is not None:
+                    record.close()
+            progress.say(f"in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    finally:
+        if together:
+            dist.destroy_process_group()
+    return 0
+
+
+def _train(
+    trainer: Trainer, progress: Progress, checkpoints: Checkpoints, every: int, record: Record | None
+) -> None:
+    begun = time.monotonic()
+
+    def after_epoch(trainer: Trainer) -> None:
+        done = len(trainer.history.epochs)
+        if record is not None:
+            record.epoch(trainer)
+        progress.epoch(trainer.history)
+        if trainer.stopping or done == trainer.config.epochs or done % every == 0:
+            checkpoints.save(trainer)
+
+    history = trainer.run(after_epoch=after_epoch)
+    seconds = time.monotonic() - begun
+    if record is not None:
+        record.end(trainer, seconds)
+    done, wanted = len(history.epochs), trainer.config.epochs
+    ended = (
+        f"stopped after epoch {done} of {wanted}; --resume goes on" if trainer.stopping else f"{done} epochs"
+    )
+    progress.say(f"{ended}: accuracy {history.accuracy:.2f} in {seconds:.1f} s")
+
+
+def _device(name: str | None) -> torch.device:
+    """Raises ConfigError for a name that torch doesn't know, or a device that isn't there."""
+    number = os.environ.get("LOCAL_RANK", "0")
+    there = torch.cuda.is_available()
+    wanted = name or ("cuda" if there else "cpu")
+    try:
+        device = torch.device(f"cuda:{number}" if wanted == "cuda" else wanted)
+    except RuntimeError:
+        raise ConfigError("--device", wanted, "cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError("--device", wanted, "cpu, cuda or cuda:N")
+    if device.type == "cuda" and not (there and (device.index or 0) < torch.cuda.device_count()):
+        raise ConfigError(
+            "--device", wanted, f"one of the {torch.cuda.device_count()} CUDA devices here, or cpu"
+        )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def _stopping(trainer: Trainer) -> Iterator[None]:
+    """The first Ctrl-C, or SIGTERM, ends the run after its epoch, on all ranks; the second ends at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        trainer.stop()
+        signal.signal(number, before[signal.Signals(number)])
+
+    before = {number: signal.signal(number, stop) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
