@@ -92,6 +92,7 @@ class Live:
             TextColumn("{task.fields[told]}"),
             TimeRemainingColumn(),
             console=Console(file=sys.stdout),
+            refresh_per_second=4,  # ten times a second are some percent of a processor
             redirect_stdout=False,
             redirect_stderr=False,
         )
