@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import torch
@@ -125,7 +126,7 @@ def draw(found: dict[TaskName, dict[str, list[Run]]], path: Path) -> None:
             mean, error = spread(values)
             axes.plot([place] * len(values), values, "o", color="#7fcdbb", markersize=4, zorder=1)
             axes.errorbar(place, mean, error, fmt="_", color="#225ea8", markersize=18, capsize=5, zorder=2)
-        axes.set_xticks(range(len(runs)), [TITLES[way].replace(" ", "\n", 1) for way in runs], fontsize=8)
+        axes.set_xticks(range(len(runs)), [fill(TITLES[way], 12) for way in runs], fontsize=8)
         axes.set_xlim(-0.6, len(runs) - 0.4)
         axes.set_title(str(task))
         axes.set_ylabel("accuracy (points)")

@@ -242,6 +242,22 @@ def test_uneven_loaders_are_named_before_a_step() -> None:
         )
 
 
+def test_a_rank_that_is_asked_to_stop_stops_all_after_the_same_epoch() -> None:
+    def body(rank: int) -> tuple[int, tuple[int, ...], bool]:
+        class Asked(Script):
+            def decide(self, signals: EpochSignals) -> Decision:
+                if rank == 1 and signals.epoch == 1:
+                    trainer.stop()
+                return super().decide(signals)
+
+        with _trainer(short_config(epochs=9), Asked({}), rank=rank, world_size=2) as trainer:
+            history = trainer.run()
+            return len(history.epochs), trainer.stopping, trainer.optimizer.state != {}
+
+    # What was asked for after the exchange of epoch 1 the others learn in that of epoch 2.
+    assert [_value(outcome) for outcome in run_ranks(body, 2)] == [(2, (1,), True)] * 2
+
+
 def test_a_pruned_seed_leaves_the_optimiser_and_the_host_keeps_its_momentum(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
