@@ -16,6 +16,7 @@ import torch.distributed as dist
 from esper.cli.progress import Counted, Progress, progress_for
 from esper.cli.record import Record, choose_folder
 from esper.distributed import join_job
+from esper.distributed.telling import one_voice
 from esper.errors import ConfigError
 from esper.training import Checkpoints, TrainConfig, Trainer, build_controller, build_model, build_task
 
@@ -50,6 +51,7 @@ def run(
         checkpoints = Checkpoints(checkpoint_dir or folder / "checkpoints")
         model, controller = build_model(config).to(place), build_controller(config)
         with (
+            one_voice(rank, range(world_size)),
             closing(progress_for(rank, config.epochs, task.announce)) as progress,
             Trainer(model, Counted(task, progress), controller, config, group=group) as trainer,
             _stopping(trainer),

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from esper.control.names import ControllerName
-from esper.errors import ConfigError, DataError, EsperError, NoCheckpoint
+from esper.errors import ConfigError, DataError, EsperError, GrowthFailed, NoCheckpoint, TrainingDiverged
 
 RUNS = "esper-runs"
 _CHECKPOINT_EVERY = 10
+# Raised by all ranks alike.
+_ON_ALL = (GrowthFailed, NoCheckpoint, TrainingDiverged)
 # Not from where they are defined: `esper --help` takes no second to load torch.
 _TASKS = ("digits", "pydoc", "cifar10")
 
@@ -87,8 +89,11 @@ def train(options: argparse.Namespace) -> int:
 
 
 def _refuse(error: Exception, status: int) -> int:
-    rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
-    sys.stderr.write(f"esper train: {rank}{error}\n")
+    rank = os.environ.get("RANK", "0")
+    if isinstance(error, _ON_ALL) and rank != "0":
+        return status  # which the first one says
+    where = f"rank {rank}: " if "RANK" in os.environ and not isinstance(error, _ON_ALL) else ""
+    sys.stderr.write(f"esper train: {where}{error}\n")
     return status
 
 

@@ -145,6 +145,18 @@ def test_ranks_of_torchrun_show_and_write_one_run() -> None:
     assert len(history(run).epochs) == 3
 
 
+def test_ranks_that_are_told_different_things_say_which_once() -> None:
+    each = f"exec {sys.executable} -m esper train --epochs 3 --out run --seed $RANK"
+    words = "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", "bash", "-c", each
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    with program(*words, env=environment) as process:
+        said, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert errors.count("config seed") == 1, errors
+    assert errors.count("Traceback (most recent call last)") == 1  # torchrun's own
+    assert said == ""
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
