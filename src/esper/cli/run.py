@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -17,7 +17,7 @@ from esper.cli.progress import Counted, Progress, progress_for
 from esper.cli.record import Record, choose_folder
 from esper.distributed import join_job
 from esper.distributed.telling import one_voice
-from esper.errors import ConfigError
+from esper.errors import ConfigError, NoCheckpoint
 from esper.training import Checkpoints, TrainConfig, Trainer, build_controller, build_model, build_task
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
@@ -56,8 +56,9 @@ def run(
             Trainer(model, Counted(task, progress), controller, config, group=group) as trainer,
             _stopping(trainer),
         ):
-            if resume or (again and checkpoints.paths()):
-                progress.say(f"goes on from {checkpoints.resume(trainer)}")
+            with suppress(NoCheckpoint) if again else nullcontext():  # it may have died before its first
+                if resume or again:
+                    progress.say(f"goes on from {checkpoints.resume(trainer)}")
             record = None if rank else Record(folder, trainer, world_size)
             try:
                 _train(trainer, progress, checkpoints, checkpoint_every, record)
@@ -89,9 +90,9 @@ def _train(
     if record is not None:
         record.end(trainer, seconds)
     done, wanted = len(history.epochs), trainer.config.epochs
-    ended = (
-        f"stopped after epoch {done} of {wanted}; --resume goes on" if trainer.stopping else f"{done} epochs"
-    )
+    ended = f"{done} epoch{'' if done == 1 else 's'}"
+    if trainer.stopping:
+        ended = f"stopped after epoch {done} of {wanted}; --resume goes on"
     progress.say(f"{ended}: accuracy {history.accuracy:.2f} in {seconds:.1f} s")
 
 

@@ -226,3 +226,22 @@ def test_a_disk_without_room_leaves_the_checkpoint_before(capsys: pytest.Capture
     assert errors.startswith("esper train: [Errno 27] File too large")
     assert [path.name for path in Path("run/checkpoints").iterdir()] == [kept.name]
     assert kept.read_bytes() == before
+
+
+def test_ranks_that_are_started_again_go_on_in_the_same_folder() -> None:
+    # The second attempt of a job of one: what torchrun tells it is all that differs.
+    again = {**os.environ, "TORCHELASTIC_RESTART_COUNT": "1"}
+    words = "-m", "esper", "train", "--controller", "none"
+    for options, environment, says in (
+        (("--epochs", "1"), again, "1 epoch: accuracy"),
+        (
+            ("--epochs", "2"),
+            again,
+            "goes on from esper-runs/digits-none-0-1/checkpoints/epoch-000001.checkpoint",
+        ),
+    ):
+        with program(*words, *options, env=environment) as process:
+            said, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, "")
+        assert says in said
+    assert [path.name for path in Path("esper-runs").iterdir()] == ["digits-none-0-1"]
