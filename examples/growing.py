@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch.distributed as dist
-from sklearn.datasets import load_digits  # noqa: F401  loaded here once, before ranks are forked
 
 from esper.control import HeuristicController
 from esper.training import TrainConfig, Trainer, build_model

@@ -27,7 +27,7 @@ def test_digits_are_real_sharded_and_as_many_as_announced() -> None:
 
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(DataError, match=r"scikit-learn is not installed; install pytest-esper-ddp\[train\]"):
         load_digits_task(batch_size=32, seed=0)
 

@@ -13,13 +13,31 @@ import pytest
 import torch
 
 from esper.errors import DataError
-from esper.training.tasks import ShardedTask, cifar10, load_cifar10_task, load_digits_task, load_pydoc_task
+from esper.training.tasks import (
+    ShardedTask,
+    cifar10,
+    load_cifar10_task,
+    load_digits_task,
+    load_pydoc_task,
+)
 
 IN_A_FILE = 20
 
 
 def batches(task: ShardedTask, epoch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return list(task.train_batches(epoch))
+
+
+def test_the_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits
+
+    published, task = load_digits(), load_digits_task(batch_size=32, seed=0)
+    pictures = torch.from_numpy(published.images).float().unsqueeze(1) / 16.0
+    classes = torch.from_numpy(published.target)
+    for (inputs, targets), chosen in ((task.test, slice(0, None, 5)), (task.train, None)):
+        wanted = torch.arange(len(classes)) % 5 != 0 if chosen is None else chosen
+        assert torch.equal(inputs, pictures[wanted])
+        assert torch.equal(targets, classes[wanted])
 
 
 def test_a_window_of_text_is_followed_by_the_same_one_byte_on() -> None:
