@@ -42,6 +42,7 @@ class Fault:
     kind: str
     body: str
     suspected: bool = False
+    others: str = "dist.all_reduce(x)"
 
 
 FAULTS = {
@@ -51,6 +52,11 @@ FAULTS = {
     "skips one": Fault("mismatch", "dist.barrier()"),
     "destroys the group": Fault("missing", "dist.destroy_process_group(); time.sleep(1000)"),
     "SIGKILL": Fault("crashed", "os.kill(os.getpid(), signal.SIGKILL)"),
+    "SIGKILL within one": Fault(
+        "crashed",
+        "threading.Timer(0.05, lambda: (note.fault(), os.kill(os.getpid(), signal.SIGKILL))).start()",
+        others="while True: dist.all_reduce(large)",
+    ),
     "exits with 0": Fault("exited", "sys.exit(0)"),
     "exits with 5": Fault("exited", "os._exit(5)"),
     "raises": Fault("raised", "raise ValueError('boom')"),
@@ -63,13 +69,14 @@ FAULTS = {
     ),
 }
 PROGRAM = """
+large = torch.ones(1 << 20)
 for _ in range(20):
     dist.all_reduce(x)
 if rank == {guilty}:
     time.sleep(0.2)  # the others wait
     note.fault()
     {body}
-dist.all_reduce(x)
+{others}
 time.sleep(1000)
 """
 BARE = """\
@@ -186,7 +193,7 @@ def named(fault: Fault, rounds: int) -> dict[str, Any]:
     wrong = hangs = 0
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
-            body = PROGRAM.format(guilty=GUILTY, body=fault.body)
+            body = PROGRAM.format(guilty=GUILTY, body=fault.body, others=fault.others)
             patience = PATIENCE if fault.suspected else 300.0
             try:
                 done = job(Path(folder), body, ranks=RANKS, start=f"patience={patience}", shown=False)
@@ -229,7 +236,7 @@ def alone(fault: Fault, seconds: float) -> dict[str, Any]:
     """What torch prints without lockstep, of the first rank that prints, and after how long; None: nothing,
     and the job was ended from outside.
     """
-    program = PROGRAM.format(guilty=GUILTY, body=fault.body).replace("\n", "\n    ")
+    program = PROGRAM.format(guilty=GUILTY, body=fault.body, others=fault.others).replace("\n", "\n    ")
     head = BARE.replace("{seconds}", str(seconds)).replace("PROGRAM", program.strip())
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -7,7 +7,6 @@ are chained, so two ranks whose n-th records of a group have one digest have all
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
 
 from esper.lockstep.proof.view import View
 from esper.lockstep.record.entry import Kind
@@ -44,44 +43,53 @@ class Skim:
 
     def _fold(self, reader: LedgerReader, unread: Sequence[Outline], settled: Mapping[str, int]) -> None:
         """Take what is more than a collective that all have in common, and the last call of each thread."""
-        common = {
-            one.number
-            for one in unread
-            if one.kind == Kind.COLLECTIVE and one.sequence <= settled.get(str(reader.string(one.group)), -1)
-        }
-        end = max(common, default=-1)
-        passed = [one for one in unread if one.number <= end]
-        passed += takewhile(lambda one: one.kind != Kind.COLLECTIVE, unread[len(passed) :])
-        last = {one.thread: one.number for one in passed if one.number in common}
-        for outline in passed:
-            if outline.number not in common:
-                # A collective may be one that no other rank has unread: it waits for nothing that comes here.
-                self._view.fold([reader.entry(outline.number)])
-            elif last[outline.thread] == outline.number:
-                self._view.ranks[reader.rank].fold(reader.entry(outline.number))
+        until = {group: settled.get(str(reader.string(group)), -1) for group in {one.group for one in unread}}
+        last: dict[int, Outline] = {}  # of each thread
+        between: list[Outline] = []
+        taken = passed = 0  # of `between`; of `unread`
+        for place, one in enumerate(unread, 1):
+            if one.kind != Kind.COLLECTIVE:
+                between.append(one)
+                if passed == place - 1:
+                    taken, passed = len(between), place
+            elif one.sequence <= until[one.group]:
+                last[one.thread] = one
+                taken, passed = len(between), place
+            else:  # one that no other rank has unread, say: what comes behind it does not wait for it
+                between.append(one)
+        for one in sorted([*between[:taken], *last.values()]):
+            entry = reader.entry(one.number)
+            if last.get(one.thread) is one:
+                self._view.ranks[reader.rank].fold(entry)
+            else:
+                self._view.fold([entry])
         if passed:
-            reader.skip_to(passed[-1].number + 1)
+            reader.skip_to(unread[passed - 1].number + 1)
 
     def _settled(self, unread: Sequence[Sequence[Outline]]) -> dict[str, int] | None:
         """By group the last collective that may be passed over; None where something can't be judged."""
         digests: dict[str, dict[int, dict[int, int]]] = {}  # by group and rank: digest by sequence
         for reader, outlines in zip(self._readers, unread, strict=True):
-            for outline in outlines:
-                if outline.kind != Kind.COLLECTIVE:
-                    continue
-                name = reader.string(outline.group)
+            found: dict[int, dict[int, int]] = {}
+            for one in outlines:
+                if one.kind == Kind.COLLECTIVE:
+                    if one.group not in found:
+                        found[one.group] = {}
+                    found[one.group][one.sequence] = one.digest
+            for group, by_sequence in found.items():
+                name = reader.string(group)
                 if not isinstance(name, str) or not self._view.matching.members(name):
                     return None  # a send or a receive, or a group that nobody has told of yet
-                digests.setdefault(name, {}).setdefault(reader.rank, {})[outline.sequence] = outline.digest
+                digests.setdefault(name, {})[reader.rank] = by_sequence
         settled = {}
         for name, by_rank in digests.items():
             members = self._view.matching.members(name)
             if any(rank not in by_rank for rank in members):
                 continue
             common = min(max(by_rank[rank]) for rank in members)
-            found = {by_rank[rank].get(common) for rank in members}
-            if len(found) == 1 and None not in found:
+            at_common = {by_rank[rank].get(common) for rank in members}
+            if len(at_common) == 1 and None not in at_common:
                 settled[name] = common - _KEPT
-            elif None not in found:
+            elif None not in at_common:
                 return None  # they differ: all of it is evidence
         return settled
