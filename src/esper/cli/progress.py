@@ -8,6 +8,7 @@ from typing import Protocol
 
 from esper.training import History
 from esper.training.deeds import deeds
+from esper.training.history import HEADER
 from esper.training.tasks import Batch, Task
 
 # On a terminal, where the bar shows the rest, each epoch of such a number has a line, done what may be.
@@ -49,28 +50,33 @@ class Silent:
 class Lines:
     """A line an epoch, and one for each thing done: for a file, a pipe, a log."""
 
-    def __init__(self) -> None:
-        self._headed = False
+    def __init__(self, write: Callable[[str], None] | None = None) -> None:
+        """`write`: where else than to stdout a line goes."""
+        self._headed, self._write = False, write or _write_line
 
     def batch(self) -> None:
         """Nothing: a line a batch would be too many."""
 
     def epoch(self, history: History) -> None:
         """The epoch's numbers and slots, and what was done."""
-        header, *_, line = history.table().splitlines()
-        for text in (line,) if self._headed else (header, line):
+        last = history.epochs[-1]
+        for text in (last.line(),) if self._headed else (HEADER, last.line()):
             self.say(text)
         self._headed = True
-        for deed in deeds(history.epochs[-1]):
+        for deed in deeds(last):
             self.say(f"      {deed}")
 
     def say(self, text: str) -> None:
         """At once, also into a pipe."""
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
+        self._write(text)
 
     def close(self) -> None:
         """Nothing."""
+
+
+def _write_line(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 class Live:
@@ -82,9 +88,8 @@ class Live:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        self._lines = Lines()
-        self._lines.say = self.say  # type: ignore[method-assign]  # above the bar
-        self._epochs, self._batches, self._seen = epochs, batches, 0
+        self._lines = Lines(self.say)  # above the bar
+        self._epochs, self._batches = epochs, batches
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),

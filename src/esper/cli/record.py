@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,15 +98,11 @@ class Record:
         }.items():
             self._events.add_scalar(name, value, last.epoch)
 
-    def end(self, trainer: Trainer, seconds: float) -> Path | None:
-        """The run is over: its picture, None where matplotlib is missing."""
+    def end(self, trainer: Trainer, seconds: float) -> None:
+        """The run is over; its picture needs matplotlib and an epoch."""
         self._log.end(seconds, stopped=bool(trainer.stopping))
-        path = self._folder / PICTURE
-        try:
-            save_picture(trainer.history, path)
-        except DataError:  # no matplotlib, or no epochs
-            return None
-        return path
+        with suppress(DataError):
+            save_picture(trainer.history, self._folder / PICTURE)
 
     def close(self) -> None:
         """Write no more."""

@@ -13,6 +13,8 @@ from esper.lifecycle.metrics import SlotMeasurement
 from esper.lifecycle.record import SlotRecord
 from esper.training.plain import from_plain, to_plain
 
+HEADER = f"{'epoch':>5} {'loss':>9} {'accuracy':>8} {'seconds':>7}  slots"
+
 
 @dataclass(frozen=True, slots=True)
 class Dissent:
@@ -50,7 +52,7 @@ class EpochResult:
         return repr(replace(self, seconds=0.0)) == repr(replace(other, seconds=0.0))
 
     def line(self) -> str:
-        """One line for a table under `History.HEADER`."""
+        """One line for a table under `HEADER`."""
         slots = "  ".join(_slot_text(record) for record in self.records)
         return f"{self.epoch:>5} {self.loss:>9.4f} {self.accuracy:>8.2f} {self.seconds:>7.2f}  {slots}"
 
@@ -95,8 +97,7 @@ class History:
 
     def table(self) -> str:
         """A line an epoch, under a header."""
-        header = f"{'epoch':>5} {'loss':>9} {'accuracy':>8} {'seconds':>7}  slots"
-        return "\n".join([header, *(result.line() for result in self.epochs)])
+        return "\n".join([HEADER, *(result.line() for result in self.epochs)])
 
 
 def _slot_text(record: SlotRecord) -> str:
