@@ -78,8 +78,8 @@ class Skim:
                     found[one.group][one.sequence] = one.digest
             for group, by_sequence in found.items():
                 name = reader.string(group)
-                if not isinstance(name, str) or not self._view.matching.members(name):
-                    return None  # a send or a receive, or a group that nobody has told of yet
+                if not isinstance(name, str) or not self._members(name, reader):
+                    return None  # a send or a receive, or a group whose members the rank does not know
                 digests.setdefault(name, {})[reader.rank] = by_sequence
         settled = {}
         for name, by_rank in digests.items():
@@ -93,3 +93,9 @@ class Skim:
             elif None not in at_common:
                 return None  # they differ: all of it is evidence
         return settled
+
+    def _members(self, group: str, reader: LedgerReader) -> tuple[int, ...]:
+        """Who is in the group: of one whose record has not been read yet, as the rank's table has it."""
+        if not self._view.matching.members(group):
+            self._view.matching.group(group, tuple(reader.groups().get(group, {}).get("ranks", ())))
+        return self._view.matching.members(group)

@@ -9,7 +9,7 @@ import pytest
 
 from esper.lockstep.proof.view import View
 from esper.lockstep.record.entry import Kind
-from esper.lockstep.record.ledger import Ledger
+from esper.lockstep.record.ledger import GROUP_TEXT, Ledger
 from esper.lockstep.record.reader import LedgerReader
 from esper.lockstep.watchdog.skim import Skim
 from tests.esper.lockstep.story import Story
@@ -30,8 +30,9 @@ class Job:
 
     def group(self, name: str) -> None:
         for ledger in self.ledgers:
-            detail = ledger.string(json.dumps({"ranks": list(range(RANKS))}))
-            ledger.append(Kind.GROUP, ledger.string(name), detail=detail)
+            text = json.dumps({"ranks": list(range(RANKS))})
+            ledger.string((GROUP_TEXT, name, text))  # as a rank writes it
+            ledger.append(Kind.GROUP, ledger.string(name), detail=ledger.string(text))
 
     def enter(self, rank: int, name: str, times: int = 1, digest: int = 1000) -> None:
         ledger = self.ledgers[rank]
@@ -71,6 +72,13 @@ def job(tmp_path: Path) -> Job:
 def step(job: Job, times: int) -> None:
     for rank in range(RANKS):
         job.enter(rank, "default", times)
+
+
+def test_who_has_never_read_knows_the_groups_from_the_tables(job: Job) -> None:
+    step(job, 100)
+    assert job.skim.pass_over()
+    assert all(0 < count < 20 for count in job.unread())
+    assert job.view.matching.members("default") == (0, 1)
 
 
 def test_what_all_have_entered_alike_is_passed_over(job: Job) -> None:
