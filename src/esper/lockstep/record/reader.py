@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -42,6 +41,7 @@ from esper.lockstep.record.ledger import (
     U32,
     ledger_path,
 )
+from esper.lockstep.record.outline import Outline
 
 _KINDS = {kind.value: kind for kind in Kind}
 _MOST_MEANINGS = 4096  # a program may name another line, or another size, in each of its calls
@@ -59,22 +59,6 @@ class _Meaning(NamedTuple):
     tag: str | None
     detail: dict[str, Any]
     legible: bool
-
-
-class Outline(NamedTuple):
-    """What a record says without its strings."""
-
-    number: int
-    kind: int
-    group: int  # the id of its name
-    sequence: int
-    digest: int
-    thread: int
-
-
-# kind group sequence | digest | thread, of a whole record
-_OUTLINE = struct.Struct("<3I44xQ32xI4x")
-assert _OUTLINE.size == RECORD_SIZE
 
 
 class LedgerReader:
@@ -186,23 +170,22 @@ class LedgerReader:
         """Pass over the records before `number`, or none where that is behind."""
         self._read = max(self._read, number)
 
-    def outline(self) -> list[Outline]:
-        """What is not read yet, oldest first, at a tenth of the cost of reading it; nothing where the ring
+    def outline(self) -> Outline:
+        """What is not read yet, oldest first, at a fiftieth of the cost of reading it; nothing where the ring
         has overwritten some of it.
         """
         if not self.open() or self._map is None:
-            return []
+            return Outline()
         count = COUNT.unpack_from(self._map, COUNT_AT)[0]
         if count - self._read >= self._capacity:
-            return []
+            return Outline()
         first, after = self._at(self._read), self._at(count)
         ring = HEADER_SIZE, HEADER_SIZE + RECORD_SIZE * self._capacity
         parts = [(first, after)] if first <= after else [(first, ring[1]), (ring[0], after)]
         copied = b"".join(self._map[start:end] for start, end in parts)
         if COUNT.unpack_from(self._map, COUNT_AT)[0] - self._read >= self._capacity:
-            return []  # overwritten while it was copied
-        rows = _OUTLINE.iter_unpack(copied)
-        return [Outline(number, *row) for number, row in enumerate(rows, self._read)]
+            return Outline()  # overwritten while it was copied
+        return Outline.of(self._read, copied)
 
     @property
     def capacity(self) -> int:

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 
 from esper.lockstep.proof.view import View
 from esper.lockstep.record.entry import Kind
-from esper.lockstep.record.reader import LedgerReader, Outline
+from esper.lockstep.record.outline import Outline
+from esper.lockstep.record.reader import LedgerReader
 
 # Of each group so many of the last records are left to be read: their data may be under way still.
 _KEPT = 8
@@ -30,53 +31,48 @@ class Skim:
         settled = self._settled(unread)
         # One that has nothing to show of what it has written has written over it: that is for `Supervisor`.
         hidden = any(
-            not outlines and reader.written() > reader.position
-            for reader, outlines in zip(self._readers, unread, strict=True)
+            not one.kinds and reader.written() > reader.position
+            for reader, one in zip(self._readers, unread, strict=True)
         )
         if settled is None or hidden:
             return False
         for group, sequence in settled.items():
             self._view.matching.pass_over(group, sequence)
-        for reader, outlines in zip(self._readers, unread, strict=True):
-            self._fold(reader, outlines, settled)
+        for reader, one in zip(self._readers, unread, strict=True):
+            self._fold(reader, one, settled)
         return True
 
-    def _fold(self, reader: LedgerReader, unread: Sequence[Outline], settled: Mapping[str, int]) -> None:
+    def _fold(self, reader: LedgerReader, unread: Outline, settled: Mapping[str, int]) -> None:
         """Take what is more than a collective that all have in common, and the last call of each thread."""
-        until = {group: settled.get(str(reader.string(group)), -1) for group in {one.group for one in unread}}
-        last: dict[int, Outline] = {}  # of each thread
-        between: list[Outline] = []
-        taken = passed = 0  # of `between`; of `unread`
-        for place, one in enumerate(unread, 1):
-            if one.kind != Kind.COLLECTIVE:
-                between.append(one)
-                if passed == place - 1:
-                    taken, passed = len(between), place
-            elif one.sequence <= until[one.group]:
-                last[one.thread] = one
-                taken, passed = len(between), place
-            else:  # one that no other rank has unread, say: what comes behind it does not wait for it
-                between.append(one)
-        for one in sorted([*between[:taken], *last.values()]):
-            entry = reader.entry(one.number)
-            if last.get(one.thread) is one:
+        until = {group: settled.get(str(reader.string(group)), -1) for group in set(unread.groups)}
+        common = [
+            kind == Kind.COLLECTIVE and sequence <= until[group]
+            for kind, group, sequence in zip(unread.kinds, unread.groups, unread.sequences, strict=True)
+        ]
+        passed = len(common) - common[::-1].index(True) if True in common else 0
+        # What is no collective waits for none that is behind it.
+        while passed < len(common) and unread.kinds[passed] != Kind.COLLECTIVE:
+            passed += 1
+        last = {unread.threads[place]: place for place in range(passed) if common[place]}
+        for place in sorted([*(place for place in range(passed) if not common[place]), *last.values()]):
+            entry = reader.entry(unread.number + place)
+            if common[place]:
                 self._view.ranks[reader.rank].fold(entry)
-            else:
+            else:  # one that no other rank has unread, say: what comes behind it does not wait for it
                 self._view.fold([entry])
-        if passed:
-            reader.skip_to(unread[passed - 1].number + 1)
+        reader.skip_to(unread.number + passed)
 
-    def _settled(self, unread: Sequence[Sequence[Outline]]) -> dict[str, int] | None:
+    def _settled(self, unread: Sequence[Outline]) -> dict[str, int] | None:
         """By group the last collective that may be passed over; None where something can't be judged."""
         digests: dict[str, dict[int, dict[int, int]]] = {}  # by group and rank: digest by sequence
-        for reader, outlines in zip(self._readers, unread, strict=True):
-            found: dict[int, dict[int, int]] = {}
-            for one in outlines:
-                if one.kind == Kind.COLLECTIVE:
-                    if one.group not in found:
-                        found[one.group] = {}
-                    found[one.group][one.sequence] = one.digest
+        for reader, one in zip(self._readers, unread, strict=True):
+            found: dict[int, dict[int, int]] = {group: {} for group in set(one.groups)}
+            for kind, group, sequence, digest in zip(*one[1:5], strict=True):
+                if kind == Kind.COLLECTIVE:
+                    found[group][sequence] = digest
             for group, by_sequence in found.items():
+                if not by_sequence:
+                    continue
                 name = reader.string(group)
                 if not isinstance(name, str) or not self._members(name, reader):
                     return None  # a send or a receive, or a group whose members the rank does not know

@@ -43,22 +43,22 @@ class Following:
         for rank, reader in self._readers.items():
             one = self.progress[rank]
             behind = reader.written() - reader.position
-            outlines = reader.outline()
-            if behind and not outlines:
+            unread = reader.outline()
+            if behind and not unread.kinds:
                 one.whole = False
                 reader.skip_to(reader.written() - reader.capacity // 2)
-                outlines = reader.outline()
-            for outline in outlines:
-                if outline.kind == Kind.COLLECTIVE:
-                    name = reader.string(outline.group) or ""
-                    one.entered[name] = outline.sequence + 1
-                    one.open.append(outline.number)
-                    if outline.sequence % MARK == 0:
-                        one.marks[name] = outline.sequence, outline.digest
-                elif outline.kind in (Kind.RAISED, Kind.EXIT, Kind.OVER):
+                unread = reader.outline()
+            records = zip(*unread[1:], strict=True)
+            for number, (kind, group, sequence, digest, _) in enumerate(records, unread.number):
+                if kind == Kind.COLLECTIVE:
+                    name = reader.string(group) or ""
+                    one.entered[name] = sequence + 1
+                    one.open.append(number)
+                    if sequence % MARK == 0:
+                        one.marks[name] = sequence, digest
+                elif kind in (Kind.RAISED, Kind.EXIT, Kind.OVER):
                     one.left = True
-            if outlines:
-                reader.skip_to(outlines[-1].number + 1)
+            reader.skip_to(unread.number + len(unread.kinds))
 
     def open(self, rank: int) -> list[Entry]:
         """The rank's last calls that are not over, as they are now."""
