@@ -69,6 +69,7 @@ class HostWatch:
             return None
         seconds = self._patience + self.local.gaps(now, self._patience)
         self.supervisor.patience = Patience(seconds, seconds)
+        self._skim.read_last()
         return self.supervisor.poll()
 
     @property

@@ -22,6 +22,8 @@ class Skim:
 
     def __init__(self, readers: Sequence[LedgerReader], view: View) -> None:
         self._readers, self._view = readers, view
+        # Of each rank and thread the number of the last call passed over, where it has not been read.
+        self._last: list[dict[int, int]] = [{} for _ in readers]
 
     def pass_over(self) -> bool:
         """Spare the readers all but the last of what every rank has entered alike; False, and nothing is
@@ -38,12 +40,34 @@ class Skim:
             return False
         for group, sequence in settled.items():
             self._view.matching.pass_over(group, sequence)
-        for reader, one in zip(self._readers, unread, strict=True):
-            self._fold(reader, one, settled)
+        for reader, one, last in zip(self._readers, unread, self._last, strict=True):
+            self._fold(reader, one, settled, last)
         return True
 
-    def _fold(self, reader: LedgerReader, unread: Outline, settled: Mapping[str, int]) -> None:
-        """Take what is more than a collective that all have in common, and the last call of each thread."""
+    def read_last(self) -> None:
+        """Read the last call of each thread, which a proof may ask for: before each."""
+        for reader, last in zip(self._readers, self._last, strict=True):
+            self._read(reader, last)
+
+    def _read(self, reader: LedgerReader, last: dict[int, int]) -> None:
+        seen = self._view.ranks[reader.rank]
+        for number in sorted(last.values()):
+            entry = reader.entry(number)
+            if reader.times(number) is None:
+                continue  # overwritten meanwhile: the thread has been in others since, which are read next
+            held, latest = seen.last_of_thread.get(entry.thread), seen.last
+            if held is None or held.number < number:
+                seen.fold(entry)
+            if latest is not None and latest.number > number:
+                seen.last = latest
+        last.clear()
+
+    def _fold(
+        self, reader: LedgerReader, unread: Outline, settled: Mapping[str, int], last: dict[int, int]
+    ) -> None:
+        """Take what is more than a collective that all have in common, and note the last call of each thread
+        in `last`.
+        """
         until = {group: settled.get(str(reader.string(group)), -1) for group in set(unread.groups)}
         common = [
             kind == Kind.COLLECTIVE and sequence <= until[group]
@@ -53,14 +77,15 @@ class Skim:
         # What is no collective waits for none that is behind it.
         while passed < len(common) and unread.kinds[passed] != Kind.COLLECTIVE:
             passed += 1
-        last = {unread.threads[place]: place for place in range(passed) if common[place]}
-        for place in sorted([*(place for place in range(passed) if not common[place]), *last.values()]):
-            entry = reader.entry(unread.number + place)
-            if common[place]:
-                self._view.ranks[reader.rank].fold(entry)
-            else:  # one that no other rank has unread, say: what comes behind it does not wait for it
-                self._view.fold([entry])
+        last.update(
+            (unread.threads[place], unread.number + place) for place in range(passed) if common[place]
+        )
+        for place in range(passed):
+            if not common[place]:  # one that no other rank has unread, say: what is behind it does not wait
+                self._view.fold([reader.entry(unread.number + place)])
         reader.skip_to(unread.number + passed)
+        if last and reader.written() - min(last.values()) > reader.capacity // 2:
+            self._read(reader, last)  # or it would be written over
 
     def _settled(self, unread: Sequence[Outline]) -> dict[str, int] | None:
         """By group the last collective that may be passed over; None where something can't be judged."""

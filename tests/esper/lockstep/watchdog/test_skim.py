@@ -34,7 +34,7 @@ class Job:
             ledger.string((GROUP_TEXT, name, text))  # as a rank writes it
             ledger.append(Kind.GROUP, ledger.string(name), detail=ledger.string(text))
 
-    def enter(self, rank: int, name: str, times: int = 1, digest: int = 1000) -> None:
+    def enter(self, rank: int, name: str, times: int = 1, digest: int = 1000, thread: int = 1) -> None:
         ledger = self.ledgers[rank]
         for _ in range(times):
             sequence = self._next[rank, name] = self._next.get((rank, name), -1) + 1
@@ -44,7 +44,7 @@ class Job:
                 sequence,
                 ledger.string("all_reduce"),
                 digest=digest + sequence,
-                thread=1,
+                thread=thread,
             )
 
     def audit(self, rank: int, digest: int) -> None:
@@ -86,6 +86,33 @@ def test_what_all_have_entered_alike_is_passed_over(job: Job) -> None:
     step(job, 100)
     assert job.skim.pass_over()
     assert all(0 < count < 20 for count in job.unread())
+
+
+def test_the_last_call_of_each_thread_is_read_when_asked_for(job: Job) -> None:
+    job.read()
+    for rank in range(RANKS):
+        job.enter(rank, "default", 3, thread=2)
+    step(job, 20)
+    assert job.skim.pass_over()
+    seen = job.view.ranks[0]
+    assert seen.last is None
+    job.skim.read_last()
+    assert seen.last is not None
+    assert {thread: entry.number for thread, entry in seen.last_of_thread.items()} == {
+        1: seen.last.number,
+        2: 4,
+    }
+
+
+def test_the_last_call_of_a_thread_is_read_before_it_is_written_over(job: Job) -> None:
+    job.read()
+    for rank in range(RANKS):
+        job.enter(rank, "default", thread=2)
+    for _ in range(RECORDS // 50 + 2):
+        step(job, 50)
+        assert job.skim.pass_over()
+    job.skim.read_last()
+    assert job.view.ranks[0].last_of_thread[2].number == 2
 
 
 def test_a_call_that_others_made_before_the_last_look_holds_nothing_up(job: Job) -> None:
