@@ -15,6 +15,8 @@ from esper.lockstep.watchdog.meeting import Member
 from esper.lockstep.watchdog.processes import Processes
 
 BEAT = 0.5  # seconds between two looks
+# One that was heard of so recently has not been stopped for longer.
+_HEARD = 1.2 * BEAT
 # Of a watchdog that has not been heard of for so long another takes the lead.
 _SILENT = 5 * BEAT
 # Who does not lead reads only what would be written over: so many records are a quarter of a ledger.
@@ -58,8 +60,11 @@ class LocalRanks:
         return self._processes.ended(now, note)
 
     def leads(self, now: float) -> bool:
-        """Whether this rank does."""
-        return not any(self.beats(rank, now) for rank in self.pids if rank < self.rank)
+        """Whether this rank does. A lower one that was stopped since it was heard of leads until the next
+        look: asking the kernel about it takes longer than all else that is done where all is well.
+        """
+        lower = [rank for rank in self.pids if rank < self.rank]
+        return not any(self._heard(rank, now) or self.beats(rank, now) for rank in lower)
 
     def is_last(self, leaves: Callable[[int], bool]) -> bool:
         """Whether nobody else watches any more, who is not about to leave."""
@@ -71,6 +76,12 @@ class LocalRanks:
             return False
         silent = (time.monotonic() if now is None else now) - self.readers[rank].heartbeat()
         return silent < _SILENT and state(self.pids[rank]) not in "TtXZ"
+
+    def _heard(self, rank: int, now: float) -> bool:
+        """Whether its watchdog has said something since this one looked last, or about then."""
+        if rank in self._gone or self.readers[rank].state() is State.OVER:
+            return False
+        return now - self.readers[rank].heartbeat() < _HEARD
 
     def fall_behind(self) -> bool:
         """Whether one may soon write over what this rank has not read."""

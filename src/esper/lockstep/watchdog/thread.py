@@ -95,8 +95,8 @@ class WatchThread(threading.Thread):
                     if diagnosis is not None:
                         self._act(diagnosis)
                         return
-                    selector.select(self._pause())
-                    self._clear_alarm()
+                    if any(key.fd == self._wake for key, _ in selector.select(self._pause())):
+                        self._clear_alarm()
                 if self._watch is not None:
                     self._watch.leave()
         except StartError as error:  # for all of them alike, so one says it
