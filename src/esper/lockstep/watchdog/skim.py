@@ -90,26 +90,21 @@ class Skim:
 
     def _settled(self, unread: Sequence[Outline]) -> dict[str, int] | None:
         """By group the last collective that may be passed over; None where something can't be judged."""
-        digests: dict[str, dict[int, dict[int, int]]] = {}  # by group and rank: digest by sequence
+        entered: dict[str, dict[int, tuple[Outline, int, int]]] = {}  # by group and rank: where, id, the last
         for reader, one in zip(self._readers, unread, strict=True):
-            found: dict[int, dict[int, int]] = {group: {} for group in set(one.groups)}
-            for kind, group, sequence, digest in zip(*one[1:5], strict=True):
-                if kind == _COLLECTIVE:
-                    found[group][sequence] = digest
-            for group, by_sequence in found.items():
-                if not by_sequence:
-                    continue
+            calls = map(_COLLECTIVE.__eq__, one.kinds)
+            for group, last in dict(compress(zip(one.groups, one.sequences, strict=True), calls)).items():
                 name = reader.string(group)
                 if not isinstance(name, str) or not self._members(name, reader):
                     return None  # a send or a receive, or a group whose members the rank does not know
-                digests.setdefault(name, {})[reader.rank] = by_sequence
+                entered.setdefault(name, {})[reader.rank] = one, group, last
         settled = {}
-        for name, by_rank in digests.items():
+        for name, by_rank in entered.items():
             members = self._view.matching.members(name)
             if any(rank not in by_rank for rank in members):
                 continue
-            common = min(max(by_rank[rank]) for rank in members)
-            at_common = {by_rank[rank].get(common) for rank in members}
+            common = min(by_rank[rank][2] for rank in members)
+            at_common = {_digest(one, group, common) for one, group, _ in (by_rank[rank] for rank in members)}
             if len(at_common) == 1 and None not in at_common:
                 settled[name] = common - _KEPT
             elif None not in at_common:
@@ -121,3 +116,12 @@ class Skim:
         if not self._view.matching.members(group):
             self._view.matching.group(group, tuple(reader.groups().get(group, {}).get("ranks", ())))
         return self._view.matching.members(group)
+
+
+def _digest(unread: Outline, group: int, sequence: int) -> int | None:
+    """Of that collective, which is near the end where the group is in use; None where it is not unread."""
+    wanted = _COLLECTIVE, group
+    for place in range(len(unread.kinds) - 1, -1, -1):
+        if unread.sequences[place] == sequence and (unread.kinds[place], unread.groups[place]) == wanted:
+            return unread.digests[place]
+    return None
