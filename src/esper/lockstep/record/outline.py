@@ -15,20 +15,27 @@ assert RECORD_SIZE % 8 == 0
 
 
 class Outline(NamedTuple):
-    """Records that follow each other; `number` is the first's."""
+    """Records that follow each other; `number` is the first's. Whoever wants one value of a column takes it
+    from there: a list of all would be made for nothing.
+    """
 
-    number: int = 0
-    kinds: Sequence[int] = ()
-    groups: Sequence[int] = ()  # the ids of their names
-    sequences: Sequence[int] = ()
-    digests: Sequence[int] = ()
-    threads: Sequence[int] = ()
+    number: int
+    kinds: list[int]
+    groups: list[int]  # the ids of their names
+    sequences: Sequence[int]
+    digests: Sequence[int]
+    threads: Sequence[int]
 
     @classmethod
     def of(cls, number: int, records: bytes) -> Self:
         """The outline of whole records as the ring has them."""
         words, longs = memoryview(records).cast("I"), memoryview(records).cast("Q")
-        kinds, groups, sequences, threads = (
-            words[column::_WORDS].tolist() for column in (_KIND, _GROUP, _SEQUENCE, _THREAD)
+        kinds, groups = (words[column::_WORDS].tolist() for column in (_KIND, _GROUP))
+        return cls(
+            number,
+            kinds,
+            groups,
+            words[_SEQUENCE::_WORDS],
+            longs[_DIGEST::_LONGS],
+            words[_THREAD::_WORDS],
         )
-        return cls(number, kinds, groups, sequences, longs[_DIGEST::_LONGS].tolist(), threads)

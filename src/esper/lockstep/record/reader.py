@@ -175,16 +175,16 @@ class LedgerReader:
         has overwritten some of it.
         """
         if not self.open() or self._map is None:
-            return Outline()
+            return Outline.of(self._read, b"")
         count = COUNT.unpack_from(self._map, COUNT_AT)[0]
         if count - self._read >= self._capacity:
-            return Outline()
+            return Outline.of(self._read, b"")
         first, after = self._at(self._read), self._at(count)
         ring = HEADER_SIZE, HEADER_SIZE + RECORD_SIZE * self._capacity
         parts = [(first, after)] if first <= after else [(first, ring[1]), (ring[0], after)]
         copied = b"".join(self._map[start:end] for start, end in parts)
         if COUNT.unpack_from(self._map, COUNT_AT)[0] - self._read >= self._capacity:
-            return Outline()  # overwritten while it was copied
+            return Outline.of(self._read, b"")  # overwritten while it was copied
         return Outline.of(self._read, copied)
 
     @property

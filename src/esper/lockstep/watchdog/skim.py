@@ -6,9 +6,9 @@ are chained, so two ranks whose n-th records of a group have one digest have all
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import compress
-from operator import not_
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
 
 from esper.lockstep.proof.view import View
 from esper.lockstep.record.entry import Kind
@@ -71,20 +71,28 @@ class Skim:
         """Take what is more than a collective that all have in common, and note the last call of each thread
         in `last`.
         """
-        until = {group: settled.get(str(reader.string(group)), -1) for group in set(unread.groups)}
-        common = [
-            kind == _COLLECTIVE and sequence <= until[group]
-            for kind, group, sequence in zip(unread.kinds, unread.groups, unread.sequences, strict=True)
-        ]
-        passed = len(common) - common[::-1].index(True) if True in common else 0
+        above: list[int] = []  # places of calls that not all have in common
+        passed = 0
+        for group in set(unread.groups):
+            until = settled.get(str(reader.string(group)), -1)
+            for place in _calls(unread, group):
+                if unread.sequences[place] <= until:
+                    passed = max(passed, place + 1)
+                    break
+                above.append(place)
         # What is no collective waits for none that is behind it.
-        while passed < len(common) and unread.kinds[passed] != _COLLECTIVE:
+        while passed < len(unread.kinds) and unread.kinds[passed] != _COLLECTIVE:
             passed += 1
-        after = unread.number + passed
-        last.update(compress(zip(unread.threads, range(unread.number, after), strict=False), common))
-        for place in compress(range(unread.number, after), map(not_, common)):
-            self._view.fold([reader.entry(place)])  # no other rank has it unread, say
-        reader.skip_to(after)
+        left = {place for place in above if place < passed}
+        if unread.kinds.count(_COLLECTIVE) < len(unread.kinds):
+            left.update(place for place in range(passed) if unread.kinds[place] != _COLLECTIVE)
+        threads = list(unread.threads[:passed])
+        for thread in set(threads):
+            shared = (place for place in _backwards(threads, thread) if place not in left)
+            last.update((thread, unread.number + place) for place in islice(shared, 1))
+        for place in sorted(left):
+            self._view.fold([reader.entry(unread.number + place)])  # no other rank has it unread, say
+        reader.skip_to(unread.number + passed)
         if last and reader.written() - min(last.values()) > reader.capacity // 2:
             self._read(reader, last)  # or it would be written over
 
@@ -92,12 +100,14 @@ class Skim:
         """By group the last collective that may be passed over; None where something can't be judged."""
         entered: dict[str, dict[int, tuple[Outline, int, int]]] = {}  # by group and rank: where, id, the last
         for reader, one in zip(self._readers, unread, strict=True):
-            calls = map(_COLLECTIVE.__eq__, one.kinds)
-            for group, last in dict(compress(zip(one.groups, one.sequences, strict=True), calls)).items():
+            for group in set(one.groups):
+                last = next(_calls(one, group), None)
+                if last is None:
+                    continue
                 name = reader.string(group)
                 if not isinstance(name, str) or not self._members(name, reader):
                     return None  # a send or a receive, or a group whose members the rank does not know
-                entered.setdefault(name, {})[reader.rank] = one, group, last
+                entered.setdefault(name, {})[reader.rank] = one, group, one.sequences[last]
         settled = {}
         for name, by_rank in entered.items():
             members = self._view.matching.members(name)
@@ -118,10 +128,24 @@ class Skim:
         return self._view.matching.members(group)
 
 
+def _backwards(column: list[int], value: int) -> Iterator[int]:
+    """The places of `value`, the last one first: most often that is all that is asked for."""
+    turned, place = column[::-1], -1
+    with suppress(ValueError):
+        while True:
+            place = turned.index(value, place + 1)
+            yield len(turned) - 1 - place
+
+
+def _calls(unread: Outline, group: int) -> Iterator[int]:
+    """The places of the collectives of a group, the last one first."""
+    places = _backwards(unread.groups, group)
+    return (place for place in places if unread.kinds[place] == _COLLECTIVE)
+
+
 def _digest(unread: Outline, group: int, sequence: int) -> int | None:
-    """Of that collective, which is near the end where the group is in use; None where it is not unread."""
-    wanted = _COLLECTIVE, group
-    for place in range(len(unread.kinds) - 1, -1, -1):
-        if unread.sequences[place] == sequence and (unread.kinds[place], unread.groups[place]) == wanted:
-            return unread.digests[place]
+    """Of that collective; None where it is not unread."""
+    for place in _calls(unread, group):
+        if unread.sequences[place] <= sequence:
+            return unread.digests[place] if unread.sequences[place] == sequence else None
     return None
