@@ -6,7 +6,7 @@ and its slot cools down, is free again and is used again. Every threshold is the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from esper.control import Action, Advance, Decision, EpochSignals, Germinate, Prune
 from esper.lifecycle import AlphaMode, SlotRecord, Stage
-from esper.training import Controller, EpochResult, TrainConfig, Trainer, build_model
+from esper.training import Callback, Controller, EpochResult, TrainConfig, Trainer, build_model
 from esper.training.tasks import Batch, ShardedTask, Task
 
 EPOCHS = 10
@@ -127,6 +127,7 @@ def miniature(
     *,
     controller: Controller | None = None,
     task: Task | None = None,
+    callbacks: Iterable[Callback] = (),
     **changes: Any,
 ) -> Trainer:
     """Collective: every rank, same order. The trainer of that life; `changes` are of its config."""
@@ -138,6 +139,7 @@ def miniature(
         controller or Script(PLAN),
         config,
         group=group,
+        callbacks=callbacks,
     )
 
 

@@ -24,7 +24,7 @@ from esper.distributed.audit import digest_of
 from esper.distributed.digest import stable_digest
 from esper.distributed.telling import one_voice
 from esper.errors import NoCheckpoint
-from esper.training import Checkpoints, Trainer
+from esper.training import AfterEpoch, Checkpoints, EpochResult, Trainer
 from esper.training.sameness import common_state
 from tests.integration.miniature import miniature
 
@@ -45,20 +45,24 @@ def main() -> None:
     if mode == "touched" and rank in chosen:
         die_touching(store.folder, attempt)
 
-    def after_epoch(trainer: Trainer) -> None:
-        epoch = len(trainer.history.epochs)
+    def live(trainer: Trainer, result: EpochResult) -> None:
         torch.rand(rank + 1)  # as a dropout does, each rank from its own numbers
-        note(f"epoch{epoch}")
-        store.save(trainer)
-        if mode == "diverge" and epoch == 3 and rank == 1:
+        note(f"epoch{result.epoch}")
+
+    def diverge(trainer: Trainer, result: EpochResult) -> None:
+        if mode == "diverge" and result.epoch == 3 and rank == 1:
             trainer.model.tick()
 
-    with one_voice(rank, range(size)), miniature(rank, size, agreement={"deadline": 20.0}) as trainer:
+    callbacks = (AfterEpoch(live), store, AfterEpoch(diverge))
+    with (
+        one_voice(rank, range(size)),
+        miniature(rank, size, agreement={"deadline": 20.0}, callbacks=callbacks) as trainer,
+    ):
         torch.manual_seed(rank)
         with suppress(NoCheckpoint):
             store.resume(trainer)
         note("resumed")
-        trainer.run(after_epoch=after_epoch)
+        trainer.run()
         drawn = stable_digest("drawn", torch.get_rng_state().tolist())
         end = f"{trainer.model.fingerprint():x} {digest_of(common_state(trainer)):x} {drawn:x}"
     if mode == "doomed" and chosen[attempt : attempt + 1] == [rank]:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from esper.errors import CheckpointNotWritten, LifecycleDivergence, NoCheckpoint
-from esper.training import Checkpoints, Trainer
+from esper.training import AfterEpoch, Checkpoints, EpochResult, Trainer
 from esper.training.checkpoint import load
 from pytest_esper_ddp.handle import DDP
 from tests.integration.miniature import EPOCHS, alike, miniature
@@ -18,7 +18,8 @@ from tests.integration.miniature import EPOCHS, alike, miniature
 SIZES = [pytest.param(size, marks=pytest.mark.ddp(size)) for size in (2, 4)]
 
 
-def _draw(trainer: Trainer) -> None:
+@AfterEpoch
+def _draw(trainer: Trainer, _: EpochResult) -> None:
     """What a dropout does: each rank from its own numbers."""
     torch.rand(trainer.agreement.rank + 1)
 
@@ -27,20 +28,15 @@ def _draw(trainer: Trainer) -> None:
 def test_going_on_is_as_never_having_stopped(ddp: DDP, world_size: int) -> None:
     store = Checkpoints(ddp.shared_path, keep=EPOCHS)
     torch.manual_seed(100 + ddp.rank)
-
-    def save(trainer: Trainer) -> None:
-        _draw(trainer)
-        store.save(trainer)
-
-    with miniature(ddp.rank, world_size) as whole:
-        whole.run(after_epoch=save)
+    with miniature(ddp.rank, world_size, callbacks=[_draw, store]) as whole:
+        whole.run()
         end, drawn = alike(whole), torch.get_rng_state()
     dist.barrier()
     for path in (store.paths()[epoch] for epoch in (2, 5, 8)):
         torch.manual_seed(0)
-        with miniature(ddp.rank, world_size) as again:
+        with miniature(ddp.rank, world_size, callbacks=[_draw]) as again:
             load(path, again)
-            again.run(after_epoch=_draw)
+            again.run()
             ddp.assert_same(alike(again))
             assert repr(alike(again)) == repr(end)
             assert again.model.fingerprint() == whole.model.fingerprint()
@@ -51,9 +47,8 @@ def test_going_on_is_as_never_having_stopped(ddp: DDP, world_size: int) -> None:
 def test_what_only_some_ranks_have_is_not_gone_on_from(ddp: DDP, tmp_path: Path) -> None:
     # Each rank on a disk of its own, as on nodes without a common one.
     mine = Checkpoints(tmp_path)
-    with miniature(ddp.rank, 4, epochs=3) as trainer:
-        shared = Checkpoints(ddp.shared_path)
-        trainer.run(after_epoch=shared.save)
+    with miniature(ddp.rank, 4, epochs=3, callbacks=[Checkpoints(ddp.shared_path)]) as trainer:
+        trainer.run()
     second, third = (ddp.shared_path / f"epoch-{epoch:06d}.checkpoint" for epoch in (2, 3))
     with miniature(ddp.rank, 4) as trainer:
         with pytest.raises(NoCheckpoint):
@@ -76,8 +71,7 @@ def test_another_world_size_goes_on_and_says_what_changes(ddp: DDP, caplog: pyte
     caplog.set_level(logging.WARNING, "esper")
     store = Checkpoints(ddp.shared_path)
     if ddp.rank == 0:
-        alone = miniature(epochs=4)
-        alone.run(after_epoch=store.save)
+        miniature(epochs=4, callbacks=[store]).run()
     dist.barrier()
     with miniature(ddp.rank, 2) as trainer:
         store.resume(trainer)
@@ -95,9 +89,9 @@ def test_another_world_size_goes_on_and_says_what_changes(ddp: DDP, caplog: pyte
 @pytest.mark.ddp(4)
 def test_a_writer_that_cannot_write_fails_everywhere(ddp: DDP) -> None:
     (ddp.shared_path / "taken").touch()
-    with miniature(ddp.rank, 4, epochs=1) as trainer:
+    with miniature(ddp.rank, 4, epochs=1, callbacks=[Checkpoints(ddp.shared_path / "taken")]) as trainer:
         expected: type[Exception] = NotADirectoryError if ddp.rank == 0 else CheckpointNotWritten
         with pytest.raises((expected, FileExistsError) if ddp.rank == 0 else expected) as raised:
-            trainer.run(after_epoch=Checkpoints(ddp.shared_path / "taken").save)
+            trainer.run()
     if ddp.rank:
         assert "was not written: on rank 0 FileExistsError" in str(raised.value)

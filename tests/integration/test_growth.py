@@ -13,7 +13,7 @@ from esper.distributed.replicate import Replica
 from esper.errors import LifecycleDivergence, NotReplicated
 from esper.lifecycle import Stage
 from esper.model import SeedSlot
-from esper.training import Trainer
+from esper.training import AfterEpoch, EpochResult, Trainer
 from esper.training.optimizer import follow_parameters
 from pytest_esper_ddp.handle import DDP
 from tests.integration.miniature import alike, miniature
@@ -35,9 +35,25 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 @pytest.mark.ddp(4)
 def test_each_change_keeps_what_survives_and_is_everybodys(ddp: DDP, monkeypatch: pytest.MonkeyPatch) -> None:
-    with miniature(ddp.rank, 4) as trainer:
-        wrapped: list[Any] = []
-        trained: dict[str, Any] = {}
+    wrapped: list[Any] = []
+    trained: dict[str, Any] = {}
+    born: list[tuple[int, str]] = []
+    gone: list[tuple[int, str]] = []
+
+    def look(trainer: Trainer, result: EpochResult) -> None:
+        epoch = result.epoch
+        ddp.assert_same(alike(trainer), f"epoch {epoch}")
+        # Averaged was what learnt, no more and no less.
+        assert isinstance(wrapped[-1], Replica)
+        assert len(wrapped) == epoch
+        before = set(trained)
+        follow_parameters(trainer.optimizer, trainer.model.parameters())
+        after = _state(trainer)
+        assert all(_same(trained[name], after[name]) for name in before & set(after))
+        born.extend((epoch, name) for name in set(after) - before)
+        gone.extend((epoch, name) for name in before - set(after))
+
+    with miniature(ddp.rank, 4, callbacks=[AfterEpoch(look)]) as trainer:
         wrap, agree = trainer.wrap, trainer.agree
 
         def watched_wrap() -> Any:
@@ -51,23 +67,7 @@ def test_each_change_keeps_what_survives_and_is_everybodys(ddp: DDP, monkeypatch
 
         monkeypatch.setattr(trainer, "wrap", watched_wrap)
         monkeypatch.setattr(trainer, "agree", watched_agree)
-        born: list[tuple[int, str]] = []
-        gone: list[tuple[int, str]] = []
-
-        def look(_: Trainer) -> None:
-            epoch = len(trainer.history.epochs)
-            ddp.assert_same(alike(trainer), f"epoch {epoch}")
-            # Averaged was what learnt, no more and no less.
-            assert isinstance(wrapped[-1], Replica)
-            assert len(wrapped) == epoch
-            before = set(trained)
-            follow_parameters(trainer.optimizer, trainer.model.parameters())
-            after = _state(trainer)
-            assert all(_same(trained[name], after[name]) for name in before & set(after))
-            born.extend((epoch, name) for name in set(after) - before)
-            gone.extend((epoch, name) for name in before - set(after))
-
-        trainer.run(after_epoch=look)
+        trainer.run()
     # Only the pruned seed's state went, in the tick in which alpha arrived at 0.
     assert born == []
     assert {epoch for epoch, _ in gone} == {6}
@@ -82,14 +82,15 @@ def test_each_change_keeps_what_survives_and_is_everybodys(ddp: DDP, monkeypatch
 
 @pytest.mark.ddp(4)
 def test_a_frozen_seed_stands_still_and_the_host_learns_on(ddp: DDP) -> None:
-    with miniature(ddp.rank, 4, epochs=6, slot={"tempo": 3, "embargoed_epochs": 1}) as trainer:
-        held: list[dict[str, torch.Tensor]] = []
+    held: list[dict[str, torch.Tensor]] = []
 
-        def look(_: Trainer) -> None:
-            if len(trainer.history.epochs) in (5, 6):
-                held.append({name: each.clone() for name, each in trainer.model.named_parameters()})
+    def look(trainer: Trainer, result: EpochResult) -> None:
+        if result.epoch in (5, 6):
+            held.append({name: each.clone() for name, each in trainer.model.named_parameters()})
 
-        trainer.run(after_epoch=look)
+    slow = {"tempo": 3, "embargoed_epochs": 1}
+    with miniature(ddp.rank, 4, epochs=6, slot=slow, callbacks=[AfterEpoch(look)]) as trainer:
+        trainer.run()
         ddp.assert_same(alike(trainer))
     before, after = held
     seed = [name for name in after if ".r0c1." in name]
@@ -147,13 +148,13 @@ def test_a_tick_more_that_ends_a_prune_never_reaches_the_reducer(ddp: DDP) -> No
 @pytest.mark.ddp(4)
 def test_statistics_that_one_rank_alone_has_never_reach_their_mean(ddp: DDP) -> None:
     # With other numbers of values gloo would end each process by SIGABRT.
-    def more(trainer: Trainer) -> None:
+    def more(trainer: Trainer, _: EpochResult) -> None:
         if ddp.rank == 1:
             trainer.model.host.add_module("more", nn.BatchNorm2d(3, affine=False))
 
-    with miniature(ddp.rank, 4) as trainer:
+    with miniature(ddp.rank, 4, callbacks=[AfterEpoch(more)]) as trainer:
         with pytest.raises(LifecycleDivergence, match=r"buffer host\.more\.running_mean: absent") as raised:
-            trainer.run(after_epoch=more)
+            trainer.run()
         assert raised.value.guilty == (1,)
         assert "the start of epoch 2" in str(raised.value)
 

@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.distributed as dist
 
 from esper.errors import LifecycleDivergence, UnknownBackend
-from esper.training import Trainer
+from esper.training import AfterEpoch, EpochResult, Trainer
 from pytest_esper_ddp.handle import DDP
 from tests.integration.miniature import alike, miniature
 
 
-def _raised(ddp: DDP, trainer: Trainer) -> LifecycleDivergence:
+def _raised(ddp: DDP, world_size: int, **changes: Any) -> LifecycleDivergence:
     """What the run ends with, the same on every rank; no slot, decision or epoch came of it."""
     before: list[object] = []
 
-    def look(_: Trainer) -> None:
+    def look(trainer: Trainer, _: EpochResult) -> None:
         before[:] = [trainer.model.records(), trainer.history]
 
-    with pytest.raises(LifecycleDivergence) as raised:
-        trainer.run(after_epoch=look)
-    ddp.assert_same(str(raised.value))
-    if before:
-        assert before == [trainer.model.records(), trainer.history]
+    with miniature(ddp.rank, world_size, callbacks=[AfterEpoch(look)], **changes) as trainer:
+        with pytest.raises(LifecycleDivergence) as raised:
+            trainer.run()
+        ddp.assert_same(str(raised.value))
+        if before:
+            assert before == [trainer.model.records(), trainer.history]
     return raised.value
 
 
 @pytest.mark.parametrize("world_size", [pytest.param(size, marks=pytest.mark.ddp(size)) for size in (2, 4)])
 def test_a_setting_that_one_rank_has_otherwise(ddp: DDP, world_size: int) -> None:
     rate = 0.02 if ddp.rank == 1 else 0.01
-    with miniature(ddp.rank, world_size, optimizer={"name": "adam", "lr": rate}) as trainer:
-        error = _raised(ddp, trainer)
+    error = _raised(ddp, world_size, optimizer={"name": "adam", "lr": rate})
     assert error.guilty == ((1,) if world_size == 4 else (0, 1))
     others = "rank 0" if world_size == 2 else "ranks 0, 2, 3"
     assert str(error) == (

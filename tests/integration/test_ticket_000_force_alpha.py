@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from esper.distributed.replicate import replicate
 from esper.errors import CounterfactualOnReplica, ForcedAlpha
+from esper.training import AfterEpoch
 from pytest_esper_ddp.handle import DDP
 from tests.integration.miniature import alike, miniature
 
@@ -55,8 +56,9 @@ def test_asked_on_all_ranks_it_leaves_all_states_as_they_were(ddp: DDP, world_si
 @pytest.mark.parametrize("world_size", SIZES)
 def test_asked_on_one_rank_alone_it_needs_and_disturbs_nobody(ddp: DDP, world_size: int) -> None:
     # Between any two epochs, so also while the others are in the next start already.
-    with miniature(ddp.rank, world_size) as trainer:
-        trainer.run(after_epoch=lambda _: _ask(trainer) if ddp.rank == 1 else None)
+    asking = [AfterEpoch(lambda trainer, _: _ask(trainer))] if ddp.rank == 1 else []
+    with miniature(ddp.rank, world_size, callbacks=asking) as trainer:
+        trainer.run()
         ddp.assert_same(alike(trainer))
         mine = trainer.model.fingerprint()
     with miniature(ddp.rank, world_size) as undisturbed:

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from esper.errors import LifecycleDivergence
+from esper.training import AfterEpoch
 from pytest_esper_ddp.handle import DDP
 from tests.integration.miniature import Uneven, alike, miniature, miniature_task
 
@@ -27,9 +28,10 @@ from tests.integration.miniature import Uneven, alike, miniature, miniature_task
 def test_imbalanced_loaders_and_equal_alphas(ddp: DDP, world_size: int, policy: str) -> None:
     lengths: dict[int, int | None] = {epoch: 1 + (epoch + ddp.rank) % 3 for epoch in range(1, 11)}
     task = Uneven(miniature_task(ddp.rank, world_size), lengths)
-    with miniature(ddp.rank, world_size, task=task, loaders=policy) as trainer:
-        shown: list[torch.Tensor] = []
-        trainer.run(after_epoch=lambda _: shown.append(trainer.model.alphas.clone()))
+    shown: list[torch.Tensor] = []
+    note = AfterEpoch(lambda trainer, _: shown.append(trainer.model.alphas.clone()))
+    with miniature(ddp.rank, world_size, task=task, loaders=policy, callbacks=[note]) as trainer:
+        trainer.run()
         ddp.assert_same(shown, "alphas")
         ddp.assert_same(alike(trainer))
     assert {round(float(alphas[0]), 3) for alphas in shown} == {0.0, 0.5, 1.0}

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from esper.training import CompileState, Trainer
+from esper.training import AfterEpoch, CompileState, Trainer
 from pytest_esper_ddp.handle import DDP
 from tests.integration.miniature import alike, miniature
 
@@ -45,9 +45,10 @@ def test_back_to_back_runs_have_their_own_settings(ddp: DDP, world_size: int) ->
 @pytest.mark.ddp(2)
 @pytest.mark.ddp_fault("compile_fallback", rank=1, epoch=2)
 def test_one_rank_that_cannot_compile_takes_the_others_with_it(ddp: DDP) -> None:
-    with miniature(ddp.rank, 2, epochs=3, compile=EAGER) as trainer:
-        states: list[CompileState] = []
-        trainer.run(after_epoch=lambda _: states.append(trainer.compiler.state))
+    states: list[CompileState] = []
+    note = AfterEpoch(lambda trainer, _: states.append(trainer.compiler.state))
+    with miniature(ddp.rank, 2, epochs=3, compile=EAGER, callbacks=[note]) as trainer:
+        trainer.run()
         ddp.assert_same(alike(trainer))
     assert states == [CompileState.COMPILED, CompileState.FELL_BACK, CompileState.FELL_BACK]
     assert trainer.compiler.fallbacks == 1

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from esper.training import History
+from esper.training import Callback, EpochResult, Trainer
 from esper.training.deeds import deeds
 from esper.training.history import HEADER
 from esper.training.tasks import Batch, Task
@@ -15,14 +15,11 @@ from esper.training.tasks import Batch, Task
 _EVERY = 10
 
 
-class Progress(Protocol):
+class Progress(Callback, Protocol):
     """Shows a run."""
 
     def batch(self) -> None:
         """Another batch is about to be trained on."""
-
-    def epoch(self, history: History) -> None:
-        """The last epoch of `history` is over."""
 
     def say(self, text: str) -> None:
         """Something that stays."""
@@ -31,13 +28,10 @@ class Progress(Protocol):
         """Leave the terminal as it was."""
 
 
-class Silent:
+class Silent(Callback):
     """Of the ranks but the first."""
 
     def batch(self) -> None:
-        """Nothing."""
-
-    def epoch(self, history: History) -> None:
         """Nothing."""
 
     def say(self, text: str) -> None:
@@ -47,7 +41,7 @@ class Silent:
         """Nothing."""
 
 
-class Lines:
+class Lines(Callback):
     """A line an epoch, and one for each thing done: for a file, a pipe, a log."""
 
     def __init__(self, write: Callable[[str], None] | None = None) -> None:
@@ -57,13 +51,12 @@ class Lines:
     def batch(self) -> None:
         """Nothing: a line a batch would be too many."""
 
-    def epoch(self, history: History) -> None:
+    def after_epoch(self, trainer: Trainer, result: EpochResult) -> None:
         """The epoch's numbers and slots, and what was done."""
-        last = history.epochs[-1]
-        for text in (last.line(),) if self._headed else (HEADER, last.line()):
+        for text in (result.line(),) if self._headed else (HEADER, result.line()):
             self.say(text)
         self._headed = True
-        for deed in deeds(last):
+        for deed in deeds(result):
             self.say(f"      {deed}")
 
     def say(self, text: str) -> None:
@@ -79,7 +72,7 @@ def _write_line(text: str) -> None:
     sys.stdout.flush()
 
 
-class Live:
+class Live(Callback):
     """On a terminal: bars for the run and for its epoch, above them epochs in which something was done."""
 
     def __init__(self, epochs: int, batches: Callable[[int], int | None]) -> None:
@@ -109,15 +102,13 @@ class Live:
         """The lower bar moves."""
         self._bar.advance(self._epoch)
 
-    def epoch(self, history: History) -> None:
+    def after_epoch(self, trainer: Trainer, result: EpochResult) -> None:
         """The upper bar moves; a line for what was done."""
-        last = history.epochs[-1]
-        self._bar.update(
-            self._run, completed=last.epoch, told=f"loss {last.loss:.4f}  accuracy {last.accuracy:.2f}"
-        )
-        self._bar.reset(self._epoch, total=self._batches(min(last.epoch + 1, self._epochs)))
-        if deeds(last) or last.epoch % _EVERY == 0 or last.epoch in (1, self._epochs):
-            self._lines.epoch(history)
+        told = f"loss {result.loss:.4f}  accuracy {result.accuracy:.2f}"
+        self._bar.update(self._run, completed=result.epoch, told=told)
+        self._bar.reset(self._epoch, total=self._batches(min(result.epoch + 1, self._epochs)))
+        if deeds(result) or result.epoch % _EVERY == 0 or result.epoch in (1, self._epochs):
+            self._lines.after_epoch(trainer, result)
 
     def say(self, text: str) -> None:
         """Above the bars."""

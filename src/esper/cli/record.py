@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import torch.distributed as dist
 
 from esper.cli.train import RUNS
 from esper.errors import DataError
-from esper.training import TrainConfig, Trainer, save_picture
+from esper.training import Callback, EpochResult, TrainConfig, Trainer, save_picture
 from esper.training.log import NAME, RunLog
 
 if TYPE_CHECKING:
@@ -68,45 +69,53 @@ def _numbered(name: str, *, last: bool) -> Path:
     return runs / f"{name}-{highest if last and highest else highest + 1}"
 
 
-class Record:
+class Record(Callback):
     """The files of one run while it goes on."""
 
-    def __init__(self, folder: Path, trainer: Trainer, world_size: int) -> None:
-        """Raises OSError where they can't be written."""
-        self._folder = folder
-        self._log = RunLog(folder)
+    def __init__(self, folder: Path, world_size: int) -> None:
+        self._folder, self._world_size = folder, world_size
+        self._begun = 0.0
+        self._log: RunLog | None = None
+        self._events: SummaryWriter | None = None
+
+    def before_run(self, trainer: Trainer) -> None:
+        """Open them. Raises OSError where they can't be written."""
+        self._begun = time.monotonic()
+        self._log = RunLog(self._folder)
         resumed = len(trainer.history.epochs)
         self._log.start(
-            trainer.config, world_size=world_size, parameters=_parameters(trainer), resumed=resumed
+            trainer.config, world_size=self._world_size, parameters=_parameters(trainer), resumed=resumed
         )
-        self._events = _event_writer(folder, resumed)
+        self._events = _event_writer(self._folder, resumed)
 
-    def epoch(self, trainer: Trainer) -> None:
-        """The trainer's last epoch is over."""
-        history, last = trainer.history, trainer.history.epochs[-1]
+    def after_epoch(self, trainer: Trainer, result: EpochResult) -> None:
+        """A line in the log, and a point in each of TensorBoard's curves."""
         parameters = _parameters(trainer)
-        self._log.epoch(history, parameters)
+        if self._log is not None:
+            self._log.epoch(trainer.history, parameters)
         if self._events is None:
             return
         for name, value in {
-            "train/loss": last.loss,
-            "test/accuracy": last.accuracy,
+            "train/loss": result.loss,
+            "test/accuracy": result.accuracy,
             "model/parameters": parameters,
-            "epoch/seconds": last.seconds,
-            **{f"alpha/{record.slot_id}": record.alpha for record in last.records},
-            **{f"stage/{record.slot_id}": record.stage for record in last.records},
+            "epoch/seconds": result.seconds,
+            **{f"alpha/{record.slot_id}": record.alpha for record in result.records},
+            **{f"stage/{record.slot_id}": record.stage for record in result.records},
         }.items():
-            self._events.add_scalar(name, value, last.epoch)
+            self._events.add_scalar(name, value, result.epoch)
 
-    def end(self, trainer: Trainer, seconds: float) -> None:
-        """The run is over; its picture needs matplotlib and an epoch."""
-        self._log.end(seconds, stopped=bool(trainer.stopping))
+    def after_run(self, trainer: Trainer) -> None:
+        """The log's last line, and the picture, which needs matplotlib and an epoch."""
+        if self._log is not None:
+            self._log.end(time.monotonic() - self._begun, stopped=bool(trainer.stopping))
         with suppress(DataError):
             save_picture(trainer.history, self._folder / PICTURE)
 
     def close(self) -> None:
         """Write no more."""
-        self._log.close()
+        if self._log is not None:
+            self._log.close()
         if self._events is not None:
             self._events.close()
 

@@ -6,19 +6,27 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 
 import torch
 import torch.distributed as dist
 
-from esper.cli.progress import Counted, Progress, progress_for
+from esper.cli.progress import Counted, Silent, progress_for
 from esper.cli.record import Record, choose_folder
 from esper.distributed import join_job
 from esper.distributed.telling import one_voice
 from esper.errors import ConfigError, NoCheckpoint
-from esper.training import Checkpoints, TrainConfig, Trainer, build_controller, build_model, build_task
+from esper.training import (
+    Callback,
+    Checkpoints,
+    TrainConfig,
+    Trainer,
+    build_controller,
+    build_model,
+    build_task,
+)
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
@@ -48,23 +56,28 @@ def run(
         task = build_task(config, data_dir=data_dir, rank=rank, world_size=world_size)
         again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         folder = choose_folder(out, config, group, goes_on=resume, again=again)
-        checkpoints = Checkpoints(checkpoint_dir or folder / "checkpoints")
+        checkpoints = Checkpoints(checkpoint_dir or folder / "checkpoints", every=checkpoint_every)
         model, controller = build_model(config).to(place), build_controller(config)
         with (
             one_voice(rank, range(world_size)),
             closing(progress_for(rank, config.epochs, task.announce)) as progress,
-            Trainer(model, Counted(task, progress), controller, config, group=group) as trainer,
+            _record_for(rank, folder, world_size) as record,
+            Trainer(
+                model,
+                Counted(task, progress),
+                controller,
+                config,
+                group=group,
+                callbacks=(record, progress, checkpoints),
+            ) as trainer,
             _stopping(trainer),
         ):
             with suppress(NoCheckpoint) if again else nullcontext():  # it may have died before its first
                 if resume or again:
                     progress.say(f"goes on from {checkpoints.resume(trainer)}")
-            record = None if rank else Record(folder, trainer, world_size)
-            try:
-                _train(trainer, progress, checkpoints, checkpoint_every, record)
-            finally:
-                if record is not None:
-                    record.close()
+            begun = time.monotonic()
+            trainer.run()
+            progress.say(_ended(trainer, time.monotonic() - begun))
             progress.say(f"in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     finally:
         if together:
@@ -72,28 +85,18 @@ def run(
     return 0
 
 
-def _train(
-    trainer: Trainer, progress: Progress, checkpoints: Checkpoints, every: int, record: Record | None
-) -> None:
-    begun = time.monotonic()
+def _record_for(rank: int, folder: Path, world_size: int) -> AbstractContextManager[Callback]:
+    """The first rank's record, closed in the end; the others keep none."""
+    return nullcontext(Silent()) if rank else closing(Record(folder, world_size))
 
-    def after_epoch(trainer: Trainer) -> None:
-        done = len(trainer.history.epochs)
-        if record is not None:
-            record.epoch(trainer)
-        progress.epoch(trainer.history)
-        if trainer.stopping or done == trainer.config.epochs or done % every == 0:
-            checkpoints.save(trainer)
 
-    history = trainer.run(after_epoch=after_epoch)
-    seconds = time.monotonic() - begun
-    if record is not None:
-        record.end(trainer, seconds)
-    done, wanted = len(history.epochs), trainer.config.epochs
+def _ended(trainer: Trainer, seconds: float) -> str:
+    history, wanted = trainer.history, trainer.config.epochs
+    done = len(history.epochs)
     ended = f"{done} epoch{'' if done == 1 else 's'}"
     if trainer.stopping:
         ended = f"stopped after epoch {done} of {wanted}; --resume goes on"
-    progress.say(f"{ended}: accuracy {history.accuracy:.2f} in {seconds:.1f} s")
+    return f"{ended}: accuracy {history.accuracy:.2f} in {seconds:.1f} s"
 
 
 def _device(name: str | None) -> torch.device:

@@ -1,6 +1,7 @@
 """Training a growing model: one loop for one process and for many."""
 
 from esper.training.build import build_controller, build_model, build_task
+from esper.training.callbacks import AfterEpoch, Callback
 from esper.training.checkpoint import Checkpoints
 from esper.training.compile import CompileConfig, CompileMode, CompileState, StepCompiler
 from esper.training.config import HostConfig, HostName, OptimizerConfig, OptimizerName, TrainConfig
@@ -11,6 +12,8 @@ from esper.training.presets import preset
 from esper.training.trainer import Controller, Trainer
 
 __all__ = [
+    "AfterEpoch",
+    "Callback",
     "Checkpoints",
     "CompileConfig",
     "CompileMode",

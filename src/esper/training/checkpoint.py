@@ -21,6 +21,8 @@ from esper.distributed.digest import stable_digest
 from esper.distributed.divergence import ABSENT, require_same
 from esper.errors import CheckpointNotWritten, CheckpointRefused, EsperError, NoCheckpoint
 from esper.model import GrownModel
+from esper.training.callbacks import Callback
+from esper.training.history import EpochResult
 from esper.training.snapshot import random_state, set_random_state
 from esper.training.trainer import Trainer
 
@@ -34,16 +36,24 @@ _PARTS = frozenset({"host", "config", "fingerprint", "state", "generators"})
 _MAY_DIFFER = frozenset({"epochs", "agreement", "compile"})
 
 
-class Checkpoints:
-    """The checkpoints of one run in a folder, named by epoch; all but the newest `keep` are removed."""
+class Checkpoints(Callback):
+    """The checkpoints of one run in a folder, named by epoch; all but the newest `keep` are removed.
 
-    def __init__(self, folder: Path | str, *, keep: int = 2) -> None:
+    A trainer's callback, too, of all ranks: it saves each `every`-th epoch, and the one that a run ends with.
+    """
+
+    def __init__(self, folder: Path | str, *, keep: int = 2, every: int = 1) -> None:
         self.folder = Path(folder)
-        self.keep = max(1, keep)
+        self.keep, self.every = max(1, keep), max(1, every)
 
     def paths(self) -> list[Path]:
         """Those that are there, newest first."""
         return sorted(self.folder.glob("epoch-*.checkpoint"), reverse=True)
+
+    def after_epoch(self, trainer: Trainer, result: EpochResult) -> None:
+        """Collective: every rank, same order. As `save`, where it is time."""
+        if trainer.stopping or result.epoch == trainer.config.epochs or result.epoch % self.every == 0:
+            self.save(trainer)
 
     def save(self, trainer: Trainer) -> Path:
         """Collective: every rank, same order. Write the trainer's state as it is between two epochs; the file

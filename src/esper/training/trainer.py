@@ -8,7 +8,7 @@ alone since the agreement (a tick more, a decision of its own) is found there, b
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
@@ -29,6 +29,7 @@ from esper.errors import ConfigError, NotReplicated
 from esper.lifecycle.metrics import GradientTrend, MetricSums, SlotMeasurement
 from esper.model import GrownModel
 from esper.training.batchnorm import average_statistics
+from esper.training.callbacks import Callback
 from esper.training.compile import StepCompiler
 from esper.training.config import TrainConfig
 from esper.training.epoch import GradientWatch, counting_slots, evaluate_on, measure_slots, train_on
@@ -78,6 +79,7 @@ class Trainer:
         config: TrainConfig,
         *,
         group: dist.ProcessGroup | None = None,
+        callbacks: Iterable[Callback] = (),
     ) -> None:
         """Collective: every rank, same order. Makes the agreement's process groups, and has `lockstep` watch
         the ranks, unless somebody does or the config says no.
@@ -95,6 +97,7 @@ class Trainer:
         self.compiler = StepCompiler(config.compile)
         self.growth = Growth(model, config, self.agreement)
         self.history = History()
+        self.callbacks = tuple(callbacks)
         self._group = group
         self._steps = 0
         self._previous_decision = 0
@@ -105,23 +108,27 @@ class Trainer:
         self.stopping: tuple[int, ...] = ()  # ranks that were asked to end the run early, which all do
         self._digested = (config, config.digest())
 
-    def run(self, *, after_epoch: Callable[[Trainer], object] | None = None) -> History:
+    def run(self) -> History:
         """Collective: every rank, same order. Trains up to the configured number of epochs, or until a rank
-        was asked to stop, then audits.
+        was asked to stop, then audits. Calls the callbacks before, after each epoch and after the audit.
 
         Raises LifecycleDivergence, LoaderMismatch or AgreementDeadline when ranks part, GrowthFailed when a
-        seed can't be built, TrainingDiverged when rollbacks do not help.
+        seed can't be built, TrainingDiverged when rollbacks do not help, and what a callback raises.
         """
+        for callback in self.callbacks:
+            callback.before_run(self)
         if not self._announced:
             done = len(self.history.epochs)
             self._announced = self.agree(done, MetricSums(), MetricSums(), ()).next_batches
         for epoch in range(len(self.history.epochs) + 1, self.config.epochs + 1):
-            self.run_epoch(epoch)
-            if after_epoch is not None:
-                after_epoch(self)
+            result = self.run_epoch(epoch)
+            for callback in self.callbacks:
+                callback.after_epoch(self, result)
             if self.stopping:
                 break
         self.finish()
+        for callback in self.callbacks:
+            callback.after_run(self)
         return self.history
 
     def stop(self) -> None:
