@@ -21,6 +21,7 @@ _SLOT_FIELDS: Mapping[str, Callable[[SlotRecord], str]] = MappingProxyType(
     {
         "stage": lambda slot: slot.stage.name,
         "blueprint": lambda slot: slot.blueprint or "none",
+        "blend": lambda slot: str(slot.blend or "none"),
         "birth": lambda slot: str(slot.birth),
         "alpha": lambda slot: repr(slot.alpha),
         "alpha target": lambda slot: repr(slot.alpha_target),

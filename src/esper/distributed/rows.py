@@ -16,11 +16,12 @@ from enum import IntEnum
 from functools import lru_cache
 
 from esper.distributed.digest import stable_digest
+from esper.lifecycle.config import Blend
 from esper.lifecycle.metrics import MetricSums, SlotMeasurement
 from esper.lifecycle.record import SlotRecord
 from esper.lifecycle.stage import Stage
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 ROW_SLOTS = 16
 NAME_BYTES = 24
 ERROR_BYTES = 96
@@ -29,7 +30,9 @@ ERROR_BYTES = 96
 _HEAD = struct.Struct("<7q")
 # Config, steps, growth RNG, fingerprint, previous decision, whether compiling was asked for.
 _IDENTITY = struct.Struct("<6q")
-_SLOT = struct.Struct(f"<{NAME_BYTES}s{NAME_BYTES}s5q2d")
+_SLOT = struct.Struct(f"<{NAME_BYTES}s{NAME_BYTES}s6q2d")
+# Blends travel as their places here: part of the format.
+_BLENDS = (None, Blend.ADD, Blend.MULTIPLY, Blend.GATE)
 # Batches, compile state, panic, stop, random bits, sums of training and of evaluation.
 _OWN = struct.Struct("<4qQdqqdqq")
 # Each number behind a word that says whether it is one: "never measured" is neither 0 nor nan.
@@ -276,15 +279,17 @@ def _encoded_slot(slot: SlotRecord) -> bytes:
         slot.epochs_in_stage,
         slot.alpha_mode,
         slot.ticks_left,
+        _BLENDS.index(slot.blend),
         slot.alpha,
         slot.alpha_target,
     )
 
 
 def _decoded_slot(row: bytes, at: int) -> SlotRecord:
-    slot_id, blueprint, stage, birth, epochs, mode, ticks, alpha, target = _SLOT.unpack_from(row, at)
+    slot_id, blueprint, stage, birth, epochs, mode, ticks, blend, alpha, target = _SLOT.unpack_from(row, at)
+    name = _text(blueprint) or None
     return SlotRecord(
-        _text(slot_id), Stage(stage), _text(blueprint) or None, birth, epochs, alpha, target, mode, ticks
+        _text(slot_id), Stage(stage), name, birth, epochs, alpha, target, mode, ticks, _BLENDS[blend]
     )
 
 
