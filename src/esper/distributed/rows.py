@@ -38,7 +38,7 @@ _OWN = struct.Struct("<4qQdqqdqq")
 # Each number behind a word that says whether it is one: "never measured" is neither 0 nor nan.
 _MEASURED = struct.Struct("<qdqdqdq")
 _BLANK, _UNMEASURED = bytes(_MEASURED.size), SlotMeasurement()
-_STEP = struct.Struct(f"<{NAME_BYTES}s{NAME_BYTES}s{NAME_BYTES}s3q{ERROR_BYTES}s")
+_STEP = struct.Struct(f"<{4 * f'{NAME_BYTES}s'}3q{ERROR_BYTES}s")
 _DECISION = struct.Struct("<q")
 
 # All of an agreement's row that must be the same on every rank.
@@ -90,8 +90,9 @@ class GrowthStep:
     """One action of a decision as one rank prepared it."""
 
     slot_id: str
-    action: str  # "germinate", "advance", "prune"
+    action: str  # "germinate", "advance", "prune", "set alpha"
     blueprint: str = ""
+    manner: str = ""  # as the action has it: "by gate", "over 3 epochs", "to 0.7"
     gate_passed: bool | None = None  # None: no gate asked
     fingerprint: int = 0  # of the seed that was built
     error: str = ""  # of the building; cut to ERROR_BYTES
@@ -325,6 +326,7 @@ def _encoded_step(step: GrowthStep) -> bytes:
         squeeze(step.slot_id).encode(),
         squeeze(step.action).encode(),
         squeeze(step.blueprint).encode(),
+        squeeze(step.manner).encode(),
         step.gate_passed is not None,
         bool(step.gate_passed),
         step.fingerprint,
@@ -333,11 +335,12 @@ def _encoded_step(step: GrowthStep) -> bytes:
 
 
 def _decoded_step(row: bytes, at: int) -> GrowthStep:
-    slot_id, action, blueprint, asked, passed, fingerprint, error = _STEP.unpack_from(row, at)
+    slot_id, action, blueprint, manner, asked, passed, fingerprint, error = _STEP.unpack_from(row, at)
     return GrowthStep(
         slot_id=_text(slot_id),
         action=_text(action),
         blueprint=_text(blueprint),
+        manner=_text(manner),
         gate_passed=bool(passed) if asked else None,
         fingerprint=fingerprint,
         error=_text(error),

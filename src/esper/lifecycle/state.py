@@ -115,9 +115,10 @@ class SlotState:
             raise SlotEmpty(self.slot_id, "retarget")
         if self.stage not in (Stage.BLENDING, Stage.HOLDING):
             raise self._illegal("retarget", "alpha has a target in BLENDING and HOLDING only")
-        if check_number("target", target, 0.0, 1.0) == 0.0:
+        number = check_number("target", target, 0.0, 1.0)  # 1 as 1.0: states are compared in words, too
+        if number == 0.0:
             raise ConfigError("target", target, "a number in (0, 1]; to take the seed out, prune it")
-        alpha = self.alpha.retarget(target, check_int("ticks", ticks, 0), config.curve)
+        alpha = self.alpha.retarget(number, check_int("ticks", ticks, 0), config.curve)
         if self.stage is Stage.BLENDING:
             return replace(self, alpha=alpha)
         return self._enter(Stage.BLENDING, alpha=alpha)

@@ -115,6 +115,7 @@ def test_growth_compares_decision_gate_seed_and_error() -> None:
     growth = GrowthRecord(run_id=1, epoch=7, decision=9, steps=(step,))
     for change in (
         {"blueprint": "conv_light"},
+        {"manner": "by gate"},
         {"gate_passed": False},
         {"fingerprint": 6},
         {"error": "MemoryError: no room"},

@@ -92,6 +92,7 @@ def growth_records(draw: st.DrawFn) -> GrowthRecord:
         slot_id=names,
         action=names,
         blueprint=st.just("") | names,
+        manner=st.just("") | names,
         gate_passed=st.none() | st.booleans(),
         fingerprint=digests,
         error=st.text(st.characters(codec="ascii", exclude_characters="\0"), max_size=96),

@@ -227,6 +227,7 @@ def test_alpha_is_sent_elsewhere_from_holding_by_way_of_blending() -> None:
     assert [run(state, ticks).alpha.alpha for ticks in (0, 1, 2)] == [1.0, 0.75, 0.5]
     again = run(state, 2).retarget(1.0, 1, CONFIG)
     assert (again.stage, again.epochs_in_stage) == (Stage.BLENDING, 2)
+    assert repr(run(state, 2).retarget(1, 1, CONFIG)) == repr(again)
 
 
 @pytest.mark.parametrize(
