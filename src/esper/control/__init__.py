@@ -1,6 +1,6 @@
 """Controllers: what to do with the slots, decided alike on every rank. Does not import torch."""
 
-from esper.control.actions import Action, Advance, Decision, Germinate, Prune
+from esper.control.actions import Action, Advance, Decision, Germinate, Prune, SetAlpha
 from esper.control.governor import Alarm, Governor, GovernorConfig
 from esper.control.heuristic import HeuristicConfig, HeuristicController
 from esper.control.idle import IdleController
@@ -24,6 +24,7 @@ __all__ = [
     "Prune",
     "RandomConfig",
     "RandomController",
+    "SetAlpha",
     "SlotView",
     "gate_for",
 ]

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from esper.distributed.rows import AgreementRecord, GrowthRecord, Record, RowKind
+from esper.distributed.rows import AgreementRecord, GrowthRecord, GrowthStep, Record, RowKind
 from esper.errors import LifecycleDivergence
 from esper.lifecycle.alpha import AlphaMode
 from esper.lifecycle.record import SlotRecord
@@ -21,6 +21,7 @@ _SLOT_FIELDS: Mapping[str, Callable[[SlotRecord], str]] = MappingProxyType(
     {
         "stage": lambda slot: slot.stage.name,
         "blueprint": lambda slot: slot.blueprint or "none",
+        "blend": lambda slot: str(slot.blend or "none"),
         "birth": lambda slot: str(slot.birth),
         "alpha": lambda slot: repr(slot.alpha),
         "alpha target": lambda slot: repr(slot.alpha_target),
@@ -145,15 +146,16 @@ def _describe_agreement(record: AgreementRecord, with_slots: bool) -> dict[str, 
 
 def _describe_growth(record: GrowthRecord) -> dict[str, str]:
     texts = {"run": f"{record.run_id:x}", "epoch": str(record.epoch)}
-    texts["actions"] = ", ".join(
-        " ".join(filter(None, (step.action, step.slot_id, step.blueprint))) for step in record.steps
-    )
+    texts["actions"] = ", ".join(map(_action, record.steps))
     texts["decision"] = f"{record.decision:x}"
     for step in record.steps:
         if step.gate_passed is not None:
             texts[f"gate of {step.slot_id}"] = "passed" if step.gate_passed else "refused"
     for step in record.steps:
-        name = " ".join(filter(None, (step.action, step.slot_id, step.blueprint)))
-        texts[name] = step.error or "ready"
+        texts[_action(step)] = step.error or "ready"
         texts[f"fingerprint of the seed for {step.slot_id}"] = f"{step.fingerprint:x}"
     return texts
+
+
+def _action(step: GrowthStep) -> str:
+    return " ".join(filter(None, (step.action, step.slot_id, step.blueprint, step.manner)))

@@ -16,11 +16,12 @@ from enum import IntEnum
 from functools import lru_cache
 
 from esper.distributed.digest import stable_digest
+from esper.lifecycle.config import Blend
 from esper.lifecycle.metrics import MetricSums, SlotMeasurement
 from esper.lifecycle.record import SlotRecord
 from esper.lifecycle.stage import Stage
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 ROW_SLOTS = 16
 NAME_BYTES = 24
 ERROR_BYTES = 96
@@ -29,13 +30,15 @@ ERROR_BYTES = 96
 _HEAD = struct.Struct("<7q")
 # Config, steps, growth RNG, fingerprint, previous decision, whether compiling was asked for.
 _IDENTITY = struct.Struct("<6q")
-_SLOT = struct.Struct(f"<{NAME_BYTES}s{NAME_BYTES}s5q2d")
+_SLOT = struct.Struct(f"<{NAME_BYTES}s{NAME_BYTES}s6q2d")
+# Blends travel as their places here: part of the format.
+_BLENDS = (None, Blend.ADD, Blend.MULTIPLY, Blend.GATE)
 # Batches, compile state, panic, stop, random bits, sums of training and of evaluation.
 _OWN = struct.Struct("<4qQdqqdqq")
 # Each number behind a word that says whether it is one: "never measured" is neither 0 nor nan.
 _MEASURED = struct.Struct("<qdqdqdq")
 _BLANK, _UNMEASURED = bytes(_MEASURED.size), SlotMeasurement()
-_STEP = struct.Struct(f"<{NAME_BYTES}s{NAME_BYTES}s{NAME_BYTES}s3q{ERROR_BYTES}s")
+_STEP = struct.Struct(f"<{4 * f'{NAME_BYTES}s'}3q{ERROR_BYTES}s")
 _DECISION = struct.Struct("<q")
 
 # All of an agreement's row that must be the same on every rank.
@@ -87,8 +90,9 @@ class GrowthStep:
     """One action of a decision as one rank prepared it."""
 
     slot_id: str
-    action: str  # "germinate", "advance", "prune"
+    action: str  # "germinate", "advance", "prune", "set alpha"
     blueprint: str = ""
+    manner: str = ""  # as the action has it: "by gate", "over 3 epochs", "to 0.7"
     gate_passed: bool | None = None  # None: no gate asked
     fingerprint: int = 0  # of the seed that was built
     error: str = ""  # of the building; cut to ERROR_BYTES
@@ -276,15 +280,17 @@ def _encoded_slot(slot: SlotRecord) -> bytes:
         slot.epochs_in_stage,
         slot.alpha_mode,
         slot.ticks_left,
+        _BLENDS.index(slot.blend),
         slot.alpha,
         slot.alpha_target,
     )
 
 
 def _decoded_slot(row: bytes, at: int) -> SlotRecord:
-    slot_id, blueprint, stage, birth, epochs, mode, ticks, alpha, target = _SLOT.unpack_from(row, at)
+    slot_id, blueprint, stage, birth, epochs, mode, ticks, blend, alpha, target = _SLOT.unpack_from(row, at)
+    name = _text(blueprint) or None
     return SlotRecord(
-        _text(slot_id), Stage(stage), _text(blueprint) or None, birth, epochs, alpha, target, mode, ticks
+        _text(slot_id), Stage(stage), name, birth, epochs, alpha, target, mode, ticks, _BLENDS[blend]
     )
 
 
@@ -320,6 +326,7 @@ def _encoded_step(step: GrowthStep) -> bytes:
         squeeze(step.slot_id).encode(),
         squeeze(step.action).encode(),
         squeeze(step.blueprint).encode(),
+        squeeze(step.manner).encode(),
         step.gate_passed is not None,
         bool(step.gate_passed),
         step.fingerprint,
@@ -328,11 +335,12 @@ def _encoded_step(step: GrowthStep) -> bytes:
 
 
 def _decoded_step(row: bytes, at: int) -> GrowthStep:
-    slot_id, action, blueprint, asked, passed, fingerprint, error = _STEP.unpack_from(row, at)
+    slot_id, action, blueprint, manner, asked, passed, fingerprint, error = _STEP.unpack_from(row, at)
     return GrowthStep(
         slot_id=_text(slot_id),
         action=_text(action),
         blueprint=_text(blueprint),
+        manner=_text(manner),
         gate_passed=bool(passed) if asked else None,
         fingerprint=fingerprint,
         error=_text(error),

@@ -17,11 +17,18 @@ class Blend(StrEnum):
     GATE = "gate"
 
 
+def check_blend(key: str, value: object) -> Blend:
+    """`value` as a Blend. Raises ConfigError naming `key`; a str of the same text is none."""
+    if not isinstance(value, Blend):
+        raise ConfigError(key, value, f"one of {', '.join(Blend)}")
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class SlotConfig:
     """Settings of every slot of a model. Raises ConfigError for a value outside of what is accepted."""
 
-    blend: Blend = Blend.ADD
+    blend: Blend = Blend.ADD  # of a seed for which none is chosen
     curve: AlphaCurve = AlphaCurve.LINEAR
     steepness: float = DEFAULT_STEEPNESS  # of the sigmoid
     alpha_target: float = 1.0
@@ -31,8 +38,7 @@ class SlotConfig:
     resetting_epochs: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.blend, Blend):
-            raise ConfigError("slot.blend", self.blend, f"one of {', '.join(Blend)}")
+        check_blend("slot.blend", self.blend)
         check_steepness("slot.steepness", self.steepness)
         if check_number("slot.alpha_target", self.alpha_target, 0.0, 1.0) == 0.0:
             # A ramp to 0 is how a slot says that it is being pruned.

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from esper.lifecycle.config import Blend
 from esper.lifecycle.stage import Stage
 
 
@@ -18,3 +19,4 @@ class SlotRecord:
     alpha_target: float
     alpha_mode: int  # an AlphaMode
     ticks_left: int
+    blend: Blend | None = None  # how the seed is mixed; None: no seed in the slot

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from esper.checks import check_int, check_number
 from esper.errors import BadState, ConfigError, FossilPruned, IllegalTransition, SlotEmpty, SlotOccupied
 from esper.lifecycle.alpha import AlphaController, AlphaMode
-from esper.lifecycle.config import SlotConfig
+from esper.lifecycle.config import Blend, SlotConfig, check_blend
 from esper.lifecycle.record import SlotRecord
 from esper.lifecycle.stage import Stage, can_move, has_seed, in_cooldown, next_stage
 
@@ -21,6 +21,7 @@ class SlotState:
     slot_id: str
     stage: Stage = Stage.DORMANT
     blueprint: str | None = None
+    blend: Blend | None = None  # how the seed is mixed; None: no seed in the slot
     birth: int = 0
     epochs_in_stage: int = 0
     alpha: AlphaController = field(default_factory=AlphaController)
@@ -43,6 +44,7 @@ class SlotState:
             alpha_target=alpha.target,
             alpha_mode=int(alpha.mode),
             ticks_left=alpha.ticks_left,
+            blend=self.blend,
         )
 
     def check_vacant(self) -> None:
@@ -52,10 +54,14 @@ class SlotState:
         if self.stage is not Stage.DORMANT:
             raise self._illegal("germinate", "it is in cooldown until it is DORMANT")
 
-    def germinate(self, blueprint: str) -> "SlotState":
-        """DORMANT -> GERMINATED. Raises SlotOccupied or IllegalTransition."""
+    def germinate(self, blueprint: str, blend: Blend) -> "SlotState":
+        """DORMANT -> GERMINATED, with a seed that will be mixed by `blend`.
+
+        Raises SlotOccupied, IllegalTransition, or ConfigError for a `blend` that is none.
+        """
         self.check_vacant()
-        return self._enter(Stage.GERMINATED, blueprint=blueprint, birth=self.birth + 1)
+        check_blend("blend", blend)
+        return self._enter(Stage.GERMINATED, blueprint=blueprint, blend=blend, birth=self.birth + 1)
 
     def advance(self, config: SlotConfig) -> "SlotState":
         """The next stage of a seed; entering BLENDING starts alpha on its way up.
@@ -109,9 +115,10 @@ class SlotState:
             raise SlotEmpty(self.slot_id, "retarget")
         if self.stage not in (Stage.BLENDING, Stage.HOLDING):
             raise self._illegal("retarget", "alpha has a target in BLENDING and HOLDING only")
-        if check_number("target", target, 0.0, 1.0) == 0.0:
+        number = check_number("target", target, 0.0, 1.0)  # 1 as 1.0: states are compared in words, too
+        if number == 0.0:
             raise ConfigError("target", target, "a number in (0, 1]; to take the seed out, prune it")
-        alpha = self.alpha.retarget(target, check_int("ticks", ticks, 0), config.curve)
+        alpha = self.alpha.retarget(number, check_int("ticks", ticks, 0), config.curve)
         if self.stage is Stage.BLENDING:
             return replace(self, alpha=alpha)
         return self._enter(Stage.BLENDING, alpha=alpha)
@@ -145,7 +152,7 @@ class SlotState:
         return replace(state, epochs_in_stage=state.epochs_in_stage + 1)
 
     def _clear(self) -> "SlotState":
-        return self._enter(Stage.PRUNED, blueprint=None, alpha=AlphaController())
+        return self._enter(Stage.PRUNED, blueprint=None, blend=None, alpha=AlphaController())
 
     def _enter(self, stage: Stage, **changes: object) -> "SlotState":
         if not can_move(self.stage, stage):
@@ -161,6 +168,7 @@ class SlotState:
             "slot_id": self.slot_id,
             "stage": int(self.stage),
             "blueprint": self.blueprint,
+            "blend": None if self.blend is None else self.blend.value,
             "birth": self.birth,
             "epochs_in_stage": self.epochs_in_stage,
             "alpha": self.alpha.to_dict(),
@@ -169,10 +177,10 @@ class SlotState:
     @classmethod
     def from_dict(cls, state: Mapping[str, object]) -> "SlotState":
         """The state that `to_dict` described. Raises BadState for missing or contradicting values."""
-        names = ("slot_id", "stage", "blueprint", "birth", "epochs_in_stage", "alpha")
+        names = ("slot_id", "stage", "blueprint", "blend", "birth", "epochs_in_stage", "alpha")
         if set(state) != set(names):
             raise BadState("slot", sorted(state), f"a mapping with exactly the keys {', '.join(names)}")
-        slot_id, code, blueprint, birth, epochs, alpha = (state[name] for name in names)
+        slot_id, code, blueprint, mixed, birth, epochs, alpha = (state[name] for name in names)
         where = f"slot {slot_id!r}"
         if not isinstance(slot_id, str):
             raise BadState("slot.slot_id", slot_id, "a str")
@@ -184,9 +192,13 @@ class SlotState:
         if not (isinstance(blueprint, str) if has_seed(stage) else blueprint is None):
             accepted = "a str" if has_seed(stage) else "None"
             raise BadState(f"{where}.blueprint", blueprint, f"{accepted} in stage {stage.name}")
+        if not (mixed in list(Blend) if has_seed(stage) else mixed is None):
+            accepted = f"one of {', '.join(Blend)}" if has_seed(stage) else "None"
+            raise BadState(f"{where}.blend", mixed, f"{accepted} in stage {stage.name}")
         try:
             counts = check_int(f"{where}.birth", birth, 0), check_int(f"{where}.epochs_in_stage", epochs, 0)
         except ConfigError as error:
             raise BadState(error.key, error.value, error.accepted) from None
         name = blueprint if isinstance(blueprint, str) else None
-        return cls(slot_id, stage, name, *counts, AlphaController.from_dict(alpha))
+        blend = None if mixed is None else Blend(str(mixed))
+        return cls(slot_id, stage, name, blend, *counts, AlphaController.from_dict(alpha))

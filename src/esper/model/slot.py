@@ -49,6 +49,7 @@ class SeedSlot(nn.Module):
         # every epoch.
         self._path = _Path.OFF
         self.in_forward = False  # whether `forward` does anything
+        self._blend = config.blend
         self._trainable = False
         self._alpha = torch.zeros(())
         self._active: dict[str, SeedSlot] = {}
@@ -73,24 +74,26 @@ class SeedSlot(nn.Module):
         self._active = active
         self._enlist()
 
-    def prepare(self, blueprint: str, generator: torch.Generator) -> nn.Module:
-        """A seed that `commit` takes, weights drawn from `generator` only; the slot itself stays as it is.
+    def prepare(self, blueprint: str, generator: torch.Generator, blend: Blend | None = None) -> nn.Module:
+        """A seed that `commit` takes for the same `blend` (None: the config's), weights drawn from
+        `generator` only; the slot itself stays as it is.
 
-        Raises SlotOccupied, IllegalTransition (cooldown), UnknownBlueprint, or ShapeMismatch.
+        Raises SlotOccupied, IllegalTransition (cooldown), UnknownBlueprint, ShapeMismatch, or ConfigError.
         """
-        self.clock.state.check_vacant()
-        return self._build(blueprint, generator)
+        state = self.clock.state.germinate(blueprint, self.config.blend if blend is None else blend)
+        return self._build(state, generator)
 
-    def commit(self, blueprint: str, seed: nn.Module) -> None:
-        """DORMANT -> GERMINATED with this seed.
+    def commit(self, blueprint: str, seed: nn.Module, blend: Blend | None = None) -> None:
+        """DORMANT -> GERMINATED with this seed, which will be mixed by `blend` (None: the config's).
 
         Raises SlotOccupied, IllegalTransition (cooldown), ShapeMismatch or SeedRefused for a seed made for
-        other features, or ConfigError for a slot that mixes by GATE and a seed without a gate, one that
-        `prepare` did not make.
+        other features, or ConfigError for one that was not made for this `blend`: GATE needs a gate, and
+        with any other a gate would never get a gradient.
         """
-        state = self.clock.state.germinate(blueprint)
-        if self.config.blend is Blend.GATE and not isinstance(seed, GatedSeed):
-            raise ConfigError("seed", type(seed).__name__, "a GatedSeed, since slot.blend is gate")
+        state = self.clock.state.germinate(blueprint, self.config.blend if blend is None else blend)
+        if isinstance(seed, GatedSeed) is not (state.blend is Blend.GATE):
+            accepted = "a GatedSeed" if state.blend is Blend.GATE else "a seed without a gate"
+            raise ConfigError("seed", type(seed).__name__, f"{accepted}, since it is mixed by {state.blend}")
         where = f"slot {self.slot_id!r}"
         check_shapes(where, self.topology, seed, self.channels, self._alpha)
         self._become(state, seed.train(self.training))
@@ -131,10 +134,12 @@ class SeedSlot(nn.Module):
 
     def configuration(self) -> tuple[int, str, bool]:
         """What a compiled forward and backward pass depends on: the seed in it by its birth (0: none), its
-        way of coming in, whether it learns. It changes less often than the stage.
+        way of coming in (its blend, once it is mixed in), whether it learns. It changes less often than the
+        stage.
         """
         birth = 0 if self._path is _Path.OFF else self.clock.state.birth
-        return (birth, self._path.name, self._trainable)
+        way = self._blend.name if self._path is _Path.MIX else self._path.name
+        return (birth, way, self._trainable)
 
     def seed_parameters(self) -> tuple[nn.Parameter, ...]:
         """The seed's parameters in their module's order; none without a seed."""
@@ -156,7 +161,7 @@ class SeedSlot(nn.Module):
         seed = None
         if state.blueprint is not None:
             # Any weights will do: the tensors that are loaded next replace them.
-            seed = self._build(state.blueprint, torch.Generator().manual_seed(0)).train(self.training)
+            seed = self._build(state, torch.Generator().manual_seed(0)).train(self.training)
         self._become(state, seed)
 
     def forward(self, h: Tensor, alpha: Tensor | None = None) -> Tensor:
@@ -187,11 +192,13 @@ class SeedSlot(nn.Module):
         """Id, size and stage, for `repr`."""
         return f"{self.slot_id!r}, channels={self.channels}, stage={self.stage.name}"
 
-    def _build(self, blueprint: str, generator: torch.Generator) -> nn.Module:
+    def _build(self, state: SlotState, generator: torch.Generator) -> nn.Module:
+        blueprint = state.blueprint
+        assert blueprint is not None  # asked for states with a seed only
         make = build_again if blueprint in self._fitting else build
         seed = make(self.topology, blueprint, self.channels, generator)
         self._fitting.add(blueprint)
-        if self.config.blend is Blend.GATE:
+        if state.blend is Blend.GATE:
             seed = GatedSeed(seed, Gate(self.channels, self.topology, generator))
         return seed.to(self._alpha)  # device and dtype of the model
 
@@ -213,16 +220,17 @@ class SeedSlot(nn.Module):
             if self._path is _Path.STRAIGHT:
                 return blend.straight_through(h, output)
             alpha = self._alpha
-        if self.config.blend is Blend.ADD:
+        if self._blend is Blend.ADD:
             return blend.add(h, output, alpha)
-        if self.config.blend is Blend.MULTIPLY:
+        if self._blend is Blend.MULTIPLY:
             return blend.multiply(h, output, read, alpha)
-        assert isinstance(self.seed, GatedSeed)  # `commit` takes no other where gates are
+        assert isinstance(self.seed, GatedSeed)  # `commit` takes no other for GATE
         return blend.gated(h, output, self.seed.gate(read), alpha)
 
     def _become(self, state: SlotState, seed: nn.Module | None) -> None:
         self.clock = SlotClock(state, self.config)
         self.seed = seed if has_seed(state.stage) else None
+        self._blend = state.blend or self.config.blend
         self._path = _Path.OFF
         if in_forward(state.stage):
             self._path = _Path.STRAIGHT if state.stage is Stage.TRAINING else _Path.MIX

@@ -29,7 +29,7 @@ from esper.training.trainer import Trainer
 _LOGGER = logging.getLogger(__name__)
 
 MAGIC = b"esper checkpoint\n"
-VERSION = 2
+VERSION = 3
 _HEAD = struct.Struct(">IQ32s")  # version, bytes of the payload, digest of both and the payload
 _PARTS = frozenset({"host", "config", "fingerprint", "state", "generators"})
 # What a run may change when it goes on: neither is part of what has been computed so far.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from esper.control.actions import Advance, Germinate
+from esper.control.actions import Advance, Germinate, SetAlpha
 from esper.training.history import EpochResult
 
 
@@ -19,17 +19,25 @@ def deeds(result: EpochResult) -> list[str]:
     for action in result.decision.actions:
         slot_id = action.slot_id
         if isinstance(action, Germinate):
-            told.append(f"{slot_id}: germinate {action.blueprint}")
+            told.append(f"{slot_id}: {_words('germinate', action.blueprint, action.manner)}")
         elif isinstance(action, Advance):
             told.append(
                 f"{slot_id}: advance from {records[slot_id].stage.name}, {verdicts.get(slot_id, 'no gate')}"
             )
+        elif isinstance(action, SetAlpha):
+            told.append(f"{slot_id}: alpha {action.manner}")
         else:
             record, measurement = records[slot_id], measured[slot_id]
             contribution = measurement.contribution
             worth = "never measured" if contribution is None else f"{contribution:+.2f} points"
+            # What is not mixed in leaves at once, whatever the tempo.
+            prune = _words("prune", str(record.blueprint), action.manner if record.alpha else "")
             told.append(
-                f"{slot_id}: prune {record.blueprint} in epoch {record.epochs_in_stage} of "
-                f"{record.stage.name}, contribution {worth}"
+                f"{slot_id}: {prune} in epoch {record.epochs_in_stage} of {record.stage.name}, "
+                f"contribution {worth}"
             )
     return told
+
+
+def _words(*words: str) -> str:
+    return " ".join(filter(None, words))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
-from esper.control.actions import Action, Advance, Decision, Germinate
+from esper.control.actions import Action, Advance, Decision, Germinate, SetAlpha
 from esper.control.signals import EpochSignals, gate_for
 from esper.distributed.agreement import Agreed, Agreement
 from esper.distributed.audit import State, digest_of
@@ -16,8 +17,10 @@ from esper.distributed.digest import run_digest
 from esper.distributed.growth import Birth, birth_generator, prepare_birth
 from esper.distributed.rows import GrowthRecord, GrowthStep
 from esper.errors import GrowthFailed, LifecycleDivergence
+from esper.lifecycle.config import SlotConfig
 from esper.lifecycle.gates import GateVerdict, evaluate_gate
 from esper.lifecycle.stage import Stage
+from esper.lifecycle.state import SlotState
 from esper.model import GrownModel
 from esper.model.fingerprint import named_tensors
 from esper.training.config import TrainConfig
@@ -44,8 +47,9 @@ class PreparedAction:
         seed = self.birth.seed if self.birth else None
         return GrowthStep(
             slot_id=self.action.slot_id,
-            action=type(self.action).__name__.lower(),
+            action=re.sub(r"\B(?=[A-Z])", " ", type(self.action).__name__).lower(),
             blueprint=self.action.blueprint if isinstance(self.action, Germinate) else "",
+            manner=self.action.manner,
             gate_passed=self.verdict.passed if self.verdict else None,
             fingerprint=digest_of(_parts_of(seed)) if seed else 0,
             error=self.birth.reason if self.birth else "",
@@ -55,6 +59,18 @@ class PreparedAction:
 def _parts_of(seed: nn.Module) -> State:
     parameters, buffers = named_tensors(seed)
     return {"parameters": dict(parameters), "buffers": dict(buffers)}
+
+
+def _after(action: Action, state: SlotState, config: SlotConfig) -> SlotState:
+    """What the action makes of `state`. Raises as the slot would."""
+    if isinstance(action, Germinate):
+        return state.germinate(action.blueprint, config.blend if action.blend is None else action.blend)
+    if isinstance(action, Advance):
+        return state.advance(config)
+    tempo = config.tempo if action.tempo is None else action.tempo
+    if isinstance(action, SetAlpha):
+        return state.retarget(action.target, tempo, config)
+    return state.prune(tempo)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +95,8 @@ class Growth:
         """
         if not decision.actions:
             return Applied()
-        prepared = [self.prepare(action, signals) for action in decision.actions]
+        states: dict[str, SlotState] = {}
+        prepared = [self.prepare(action, signals, states) for action in decision.actions]
         try:
             self._agreement.confirm(
                 GrowthRecord(
@@ -99,25 +116,26 @@ class Growth:
         asked = tuple((each.action.slot_id, each.verdict) for each in prepared if each.verdict)
         return Applied(asked, self._dissent(asked, signals, agreed))
 
-    def prepare(self, action: Action, signals: EpochSignals) -> PreparedAction:
+    def prepare(self, action: Action, signals: EpochSignals, states: dict[str, SlotState]) -> PreparedAction:
         """The action with its seed and its gate's verdict; nothing of it shows in the model.
 
-        Raises what the slot would raise, here, where no other action of the decision has been taken yet.
+        `states` has the slots as the decision's actions before this one will leave them, and then as this
+        one will. Raises what the slot would raise, here, where none of them has been taken yet.
         """
         slot = self._model.slots[action.slot_id]
-        if isinstance(action, Advance):
-            prepared = PreparedAction(action=action, verdict=self.pass_gate(action.slot_id, signals))
-            if prepared.goes_ahead:
-                slot.clock.state.advance(slot.config)
-            return prepared
-        if not isinstance(action, Germinate):
-            slot.clock.state.prune(slot.config.tempo)
-            return PreparedAction(action=action)
-        generator = birth_generator(self._config.seed, action.slot_id, slot.record().birth + 1)
-        birth = prepare_birth(lambda drawn: slot.prepare(action.blueprint, drawn), generator)
-        return PreparedAction(
-            action=action, birth=birth, verdict=self.pass_gate(action.slot_id, signals, birth)
-        )
+        state = states.get(action.slot_id, slot.clock.state)
+        birth = verdict = None
+        if isinstance(action, Germinate):
+            generator = birth_generator(self._config.seed, action.slot_id, state.birth + 1)
+            birth = prepare_birth(
+                lambda drawn: slot.prepare(action.blueprint, drawn, action.blend), generator
+            )
+        if isinstance(action, (Germinate, Advance)):
+            verdict = self.pass_gate(action.slot_id, signals, birth)
+        prepared = PreparedAction(action=action, birth=birth, verdict=verdict)
+        if prepared.goes_ahead:
+            states[action.slot_id] = _after(action, state, slot.config)
+        return prepared
 
     def pass_gate(self, slot_id: str, signals: EpochSignals, birth: Birth | None = None) -> GateVerdict:
         """Verdict of the gate before the slot's next stage, from agreed numbers; of a `birth`, G0's."""
@@ -131,15 +149,18 @@ class Growth:
 
     def commit(self, prepared: PreparedAction) -> None:
         """Do what all ranks confirmed."""
-        slot = self._model.slots[prepared.action.slot_id]
-        if isinstance(prepared.action, Germinate):
+        action = prepared.action
+        slot = self._model.slots[action.slot_id]
+        if isinstance(action, Germinate):
             assert prepared.birth is not None
             assert prepared.birth.seed is not None
-            slot.commit(prepared.action.blueprint, prepared.birth.seed)
-        elif isinstance(prepared.action, Advance):
+            slot.commit(action.blueprint, prepared.birth.seed, action.blend)
+        elif isinstance(action, Advance):
             slot.advance()
+        elif isinstance(action, SetAlpha):
+            slot.retarget(action.target, action.tempo)
         else:
-            slot.prune()
+            slot.prune(action.tempo)
 
     def _dissent(
         self, asked: Sequence[tuple[str, GateVerdict]], signals: EpochSignals, agreed: Agreed

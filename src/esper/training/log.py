@@ -1,6 +1,6 @@
 """A run's log: JSON, one line an event, written as it happens and read back by `esper history` and `plot`.
 
-Schema `esper.training/1`. The lines, by their `event`: `start` (`schema`, `version`, `torch`, `world_size`,
+Schema `esper.training/2`. The lines, by their `event`: `start` (`schema`, `version`, `torch`, `world_size`,
 `parameters`, `resumed` epochs, `config`), `epoch` (`parameters`, `result`, an EpochResult, and `after`, the
 slots as its decision left them), `end` (`seconds`, `stopped`). Numbers that are not finite are written as
 Python's json does, as NaN and Infinity.
@@ -21,7 +21,7 @@ from esper.training.config import TrainConfig
 from esper.training.history import EpochResult, History
 from esper.training.plain import from_plain, to_plain
 
-SCHEMA = "esper.training/1"
+SCHEMA = "esper.training/2"
 NAME = "log.jsonl"
 
 
@@ -68,7 +68,7 @@ def read_log(folder: Path) -> tuple[TrainConfig, History]:
     """Of the run in `folder` its config and its epochs; of an epoch that was trained twice, since the run
     went on from an earlier one, the last. A last line that a killed run left unfinished is left out.
 
-    Raises DataError where there is no log, BadState naming the line that is none.
+    Raises DataError where there is no log, BadState naming the line that is none, or is of another schema.
     """
     path = folder / NAME
     try:
@@ -88,6 +88,8 @@ def read_log(folder: Path) -> tuple[TrainConfig, History]:
                 break
             raise BadState(f"{path}:{number}", line[:60], "an event as JSON") from None
         if event == "start":
+            if values["schema"] != SCHEMA:
+                raise BadState(f"{path}:{number} schema", values["schema"], SCHEMA)
             config = TrainConfig.from_dict(values["config"])
             epochs = {epoch: told for epoch, told in epochs.items() if epoch <= values["resumed"]}
         elif event == "epoch":

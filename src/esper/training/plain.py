@@ -46,6 +46,8 @@ def _decoded(kind: Any, value: Any, where: str) -> Any:
             raise BadState(where, value, f"a value of {kind.__name__}") from None
     if isinstance(kind, type) and type(value) is kind:
         return value
+    if kind is float and type(value) is int:  # a whole number is one, also where a type says float
+        return value
     raise BadState(where, value, f"of type {getattr(kind, '__name__', kind)}")
 
 

@@ -314,7 +314,7 @@ class World:
         self.decisions.append(self.controller.decide(seen))
         for action in self.decisions[-1].actions:
             if isinstance(action, Germinate):
-                self.state = self.state.germinate(action.blueprint)
+                self.state = self.state.germinate(action.blueprint, self.config.blend)
             elif isinstance(action, Prune):
                 self.state = self.state.prune(self.config.tempo)
             elif gate_for(seen.slots[0], self.gates).passed:

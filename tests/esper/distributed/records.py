@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from esper.distributed.rows import AgreementRecord
+from esper.lifecycle.config import Blend
 from esper.lifecycle.metrics import MetricSums, SlotMeasurement
 from esper.lifecycle.record import SlotRecord
 from esper.lifecycle.stage import Stage
@@ -23,7 +24,10 @@ def agreement_record(**changes: Any) -> AgreementRecord:
         config_digest=2,
         epoch=7,
         steps=70,
-        slots=(slot_record("r0c0"), slot_record("r0c1", stage=Stage.TRAINING, blueprint="norm", birth=1)),
+        slots=(
+            slot_record("r0c0"),
+            slot_record("r0c1", stage=Stage.TRAINING, blueprint="norm", birth=1, blend=Blend.ADD),
+        ),
         growth_rng=3,
         fingerprint=4,
         next_batches=11,

@@ -21,6 +21,7 @@ from esper.distributed import (
     deadline,
 )
 from esper.errors import AgreementDeadline, GrowthFailed, LifecycleDivergence
+from esper.lifecycle.config import Blend
 from esper.lifecycle.metrics import MetricSums, SlotMeasurement
 from esper.lifecycle.stage import Stage
 from tests.esper.distributed.records import agreement_record, in_stage, slot_record
@@ -237,6 +238,21 @@ def test_more_slots_than_a_row_holds_are_agreed_on_row_by_row() -> None:
     assert [record.slot_id for record in agreed.records[2].slots] == [f"r0c{column}" for column in range(40)]
     assert [measured.contribution for measured in agreed.measurements] == [float(at) for at in range(40)]
     assert outcomes[1].value == agreed
+
+
+def test_a_rank_whose_seed_is_mixed_otherwise_is_named() -> None:
+    def body(rank: int) -> None:
+        record = agreement_record()
+        seed = replace(record.slots[1], blend=Blend.GATE if rank == 2 else Blend.ADD)
+        with _agreement() as agreement:
+            agreement.exchange(replace(record, slots=(record.slots[0], seed)))
+
+    for outcome in run_ranks(body, 3):
+        assert isinstance(outcome.error, LifecycleDivergence)
+        assert outcome.error.guilty == (2,)
+        assert str(outcome.error) == (
+            "ranks disagree in the agreement of epoch 7: blend of r0c1: add on ranks 0, 1; gate on rank 2"
+        )
 
 
 @pytest.mark.parametrize("sizes", [(0, 0, 0), (3, 10_000, 0), (5_000, 5_000, 5_000)])

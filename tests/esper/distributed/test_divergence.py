@@ -11,6 +11,7 @@ import pytest
 from esper.distributed.divergence import compare, divergent_ranks
 from esper.distributed.rows import AgreementRecord, GrowthRecord, GrowthStep
 from esper.errors import AgreementDeadline, LifecycleDivergence, LoaderMismatch
+from esper.lifecycle.config import Blend
 from esper.lifecycle.metrics import MetricSums, SlotMeasurement
 from esper.lifecycle.record import SlotRecord
 from esper.lifecycle.stage import Stage
@@ -20,6 +21,7 @@ from tests.esper.distributed.records import agreement_record, in_stage, slot_rec
 # What ranks measure for themselves.
 OWN = {"next_batches", "panic", "stop", "random_bits", "train", "test", "measurements"}
 OTHER: dict[str, Any] = {"stage": Stage.HOLDING, "blueprint": "other", "alpha": 0.25, "slot_id": "r9c9"}
+OTHER |= {"blend": Blend.GATE}
 
 
 def _raised(*records: AgreementRecord | GrowthRecord) -> LifecycleDivergence:
@@ -113,6 +115,7 @@ def test_growth_compares_decision_gate_seed_and_error() -> None:
     growth = GrowthRecord(run_id=1, epoch=7, decision=9, steps=(step,))
     for change in (
         {"blueprint": "conv_light"},
+        {"manner": "by gate"},
         {"gate_passed": False},
         {"fingerprint": 6},
         {"error": "MemoryError: no room"},

@@ -33,6 +33,7 @@ from esper.distributed.rows import (
     with_own,
 )
 from esper.lifecycle.alpha import AlphaMode
+from esper.lifecycle.config import Blend
 from esper.lifecycle.metrics import MetricSums, SlotMeasurement
 from esper.lifecycle.record import SlotRecord
 from esper.lifecycle.stage import Stage
@@ -54,6 +55,7 @@ slots = st.builds(
     alpha_target=numbers,
     alpha_mode=st.sampled_from(list(map(int, AlphaMode))),
     ticks_left=counts,
+    blend=st.none() | st.sampled_from(Blend),
 )
 measurements = st.builds(
     SlotMeasurement, st.none() | numbers, st.none() | numbers, st.none() | numbers, st.booleans()
@@ -90,6 +92,7 @@ def growth_records(draw: st.DrawFn) -> GrowthRecord:
         slot_id=names,
         action=names,
         blueprint=st.just("") | names,
+        manner=st.just("") | names,
         gate_passed=st.none() | st.booleans(),
         fingerprint=digests,
         error=st.text(st.characters(codec="ascii", exclude_characters="\0"), max_size=96),

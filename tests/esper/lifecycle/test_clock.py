@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.errors import EsperError
-from esper.lifecycle import AlphaCurve, SlotConfig, SlotState
+from esper.lifecycle import AlphaCurve, Blend, SlotConfig, SlotState
 from esper.lifecycle.clock import SlotClock
 
 configs = st.builds(
@@ -18,7 +18,7 @@ configs = st.builds(
     embargoed_epochs=st.integers(1, 3),
 )
 STEPS = {
-    "germinate": lambda state, config: state.germinate("norm"),
+    "germinate": lambda state, config: state.germinate("norm", Blend.ADD),
     "advance": lambda state, config: state.advance(config),
     "prune": lambda state, config: state.prune(config.tempo),
     "lower": lambda state, config: state.retarget(0.1, 2, config),

@@ -19,6 +19,7 @@ from esper.lifecycle import (
     TRANSITIONS,
     AlphaCurve,
     AlphaMode,
+    Blend,
     SlotConfig,
     SlotRecord,
     SlotState,
@@ -31,12 +32,12 @@ from esper.lifecycle import (
 CONFIG = SlotConfig(tempo=4)
 
 
-def state_in(stage: Stage, config: SlotConfig = CONFIG) -> SlotState:
+def state_in(stage: Stage, config: SlotConfig = CONFIG, blend: Blend = Blend.ADD) -> SlotState:
     """A slot that got to this stage the ordinary way."""
     state = SlotState("r0c0")
     if stage is Stage.DORMANT:
         return state
-    state = state.germinate("norm")
+    state = state.germinate("norm", blend)
     if stage in (Stage.PRUNED, Stage.EMBARGOED, Stage.RESETTING):
         state = state.prune(0)
         while state.stage is not stage:
@@ -60,12 +61,25 @@ def test_a_fresh_slot_is_empty() -> None:
 
 
 def test_birth_is_counted_and_the_blueprint_kept() -> None:
-    record = SlotState("r0c0").germinate("norm").record()
+    record = SlotState("r0c0").germinate("norm", Blend.ADD).record()
     assert (record.stage, record.blueprint, record.birth) == (Stage.GERMINATED, "norm", 1)
 
 
+@pytest.mark.parametrize("stage", Stage)
+def test_a_seed_is_mixed_as_it_was_chosen_to_be_for_as_long_as_it_is_there(stage: Stage) -> None:
+    state = state_in(stage, blend=Blend.GATE)
+    assert state.blend is state.record().blend is (Blend.GATE if has_seed(stage) else None)
+    assert SlotState.from_dict(state.to_dict()) == state
+    assert type(state.to_dict()["blend"]) in (str, type(None))
+
+
+def test_a_blend_is_one_of_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="blend='gate' is not accepted: must be one of add, multiply, gate"):
+        SlotState("r0c0").germinate("norm", "gate")  # type: ignore[arg-type]
+
+
 def test_the_ordinary_life() -> None:
-    state, stages = SlotState("r0c0").germinate("norm"), [Stage.GERMINATED]
+    state, stages = SlotState("r0c0").germinate("norm", Blend.ADD), [Stage.GERMINATED]
     while state.stage is not Stage.FOSSILIZED:
         state = state.advance(SlotConfig(tempo=0))
         stages.append(state.stage)
@@ -138,7 +152,7 @@ def test_the_cooldown_takes_its_epochs() -> None:
         state = state.tick(CONFIG)
         stages.append(state.stage.name)
     assert stages == ["PRUNED", *["EMBARGOED"] * 5, "RESETTING", "DORMANT", "DORMANT"]
-    assert state.germinate("norm").birth == 2
+    assert state.germinate("norm", Blend.ADD).birth == 2
 
 
 def test_a_cooldown_entered_by_a_tick_is_as_long_as_one_entered_by_a_decision() -> None:
@@ -168,7 +182,7 @@ def test_germinate_only_in_an_empty_slot(stage: Stage) -> None:
         state.check_vacant()
         return
     with pytest.raises(SlotOccupied if has_seed(stage) else IllegalTransition, match=stage.name):
-        state.germinate("conv_light")
+        state.germinate("conv_light", Blend.ADD)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +227,7 @@ def test_alpha_is_sent_elsewhere_from_holding_by_way_of_blending() -> None:
     assert [run(state, ticks).alpha.alpha for ticks in (0, 1, 2)] == [1.0, 0.75, 0.5]
     again = run(state, 2).retarget(1.0, 1, CONFIG)
     assert (again.stage, again.epochs_in_stage) == (Stage.BLENDING, 2)
+    assert repr(run(state, 2).retarget(1, 1, CONFIG)) == repr(again)
 
 
 @pytest.mark.parametrize(
@@ -245,21 +260,25 @@ def test_a_retreat_survives_saving() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "where"),
+    ("stage", "change", "where"),
     [
-        ({"stage": 5}, "slot 'r0c0'.stage"),
-        ({"stage": "TRAINING"}, "slot 'r0c0'.stage"),
-        ({"stage": 1}, "slot 'r0c0'.blueprint"),
-        ({"blueprint": None}, "slot 'r0c0'.blueprint"),
-        ({"birth": -1}, "slot 'r0c0'.birth"),
-        ({"alpha": 0.5}, "slot 'r0c0'.alpha"),
-        ({"slot_id": 3}, "slot.slot_id"),
-        ({"mood": "good"}, "slot"),
+        (Stage.TRAINING, {"stage": 5}, "slot 'r0c0'.stage"),
+        (Stage.TRAINING, {"stage": "TRAINING"}, "slot 'r0c0'.stage"),
+        (Stage.TRAINING, {"stage": 1}, "slot 'r0c0'.blueprint"),
+        (Stage.TRAINING, {"blueprint": None}, "slot 'r0c0'.blueprint"),
+        (Stage.TRAINING, {"birth": -1}, "slot 'r0c0'.birth"),
+        (Stage.TRAINING, {"alpha": 0.5}, "slot 'r0c0'.alpha"),
+        (Stage.TRAINING, {"slot_id": 3}, "slot.slot_id"),
+        (Stage.TRAINING, {"mood": "good"}, "slot"),
+        (Stage.TRAINING, {"blend": None}, "slot 'r0c0'.blend"),
+        (Stage.TRAINING, {"blend": "mix"}, "slot 'r0c0'.blend"),
+        (Stage.TRAINING, {"blend": ["add"]}, "slot 'r0c0'.blend"),
+        (Stage.PRUNED, {"blend": "add"}, "slot 'r0c0'.blend"),
     ],
 )
-def test_foreign_state_is_refused_by_name(change: dict[str, object], where: str) -> None:
+def test_foreign_state_is_refused_by_name(stage: Stage, change: dict[str, object], where: str) -> None:
     with pytest.raises(BadState) as caught:
-        SlotState.from_dict({**state_in(Stage.TRAINING).to_dict(), **change})
+        SlotState.from_dict({**state_in(stage).to_dict(), **change})
     assert caught.value.where == where
 
 
@@ -298,9 +317,9 @@ class AnyLife(RuleBasedStateMachine):
         assert after.stage is before.stage or can_move(before.stage, after.stage)
         self.state = after
 
-    @rule(blueprint=st.sampled_from(["norm", "conv_light"]))
-    def germinate(self, blueprint: str) -> None:
-        self.attempt("germinate", blueprint)
+    @rule(blueprint=st.sampled_from(["norm", "conv_light"]), blend=st.sampled_from(Blend))
+    def germinate(self, blueprint: str, blend: Blend) -> None:
+        self.attempt("germinate", blueprint, blend)
 
     @rule(full=st.sampled_from([0.5, 1.0]), tempo=st.integers(0, 3), curve=st.sampled_from(AlphaCurve))
     def advance(self, full: float, tempo: int, curve: AlphaCurve) -> None:
@@ -321,7 +340,7 @@ class AnyLife(RuleBasedStateMachine):
     @precondition(lambda self: bool(TRANSITIONS[self.state.stage]))
     @rule()
     def every_stage_but_the_last_can_be_left(self) -> None:
-        state = self.state.germinate("norm") if self.state.stage is Stage.DORMANT else self.state
+        state = self.state.germinate("norm", Blend.ADD) if self.state.stage is Stage.DORMANT else self.state
         for _ in range(40):
             if state.stage is Stage.DORMANT:
                 return
@@ -333,7 +352,7 @@ class AnyLife(RuleBasedStateMachine):
     @invariant()
     def stage_seed_and_alpha_agree(self) -> None:
         state, record = self.state, self.state.record()
-        assert (record.blueprint is not None) == has_seed(record.stage)
+        assert (record.blueprint is not None) == (record.blend is not None) == has_seed(record.stage)
         if not in_forward(record.stage) or record.stage is Stage.TRAINING:
             assert (record.alpha, record.alpha_mode) == (0.0, AlphaMode.HOLD)
         if state.retreating:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from esper.lifecycle import SlotConfig, Stage
+from esper.lifecycle import Blend, SlotConfig, Stage
 from esper.model import CnnHost, GrownModel, SeedSlot
 
 CONFIG = SlotConfig(tempo=4)
@@ -22,16 +22,19 @@ def model(config: SlotConfig = CONFIG) -> GrownModel:
     return GrownModel(CnnHost(width=4, blocks=2), config)
 
 
-def germinate(slot: SeedSlot, blueprint: str = "conv_light", seed: int = 1) -> None:
+def germinate(
+    slot: SeedSlot, blueprint: str = "conv_light", seed: int = 1, blend: Blend | None = None
+) -> None:
     """Prepare and commit."""
-    slot.commit(blueprint, slot.prepare(blueprint, torch.Generator().manual_seed(seed)))
+    generator = torch.Generator().manual_seed(seed)
+    slot.commit(blueprint, slot.prepare(blueprint, generator, blend), blend)
 
 
-def bring(slot: SeedSlot, stage: Stage, blueprint: str = "conv_light") -> None:
+def bring(slot: SeedSlot, stage: Stage, blueprint: str = "conv_light", blend: Blend | None = None) -> None:
     """From DORMANT to this stage; BLENDING with alpha on its way, later ones with alpha 1."""
     if stage is Stage.DORMANT:
         return
-    germinate(slot, blueprint)
+    germinate(slot, blueprint, blend=blend)
     if stage in (Stage.PRUNED, Stage.EMBARGOED, Stage.RESETTING):
         slot.prune()
         while slot.stage is not stage:

@@ -128,6 +128,66 @@ def test_a_slot_with_a_gate_takes_no_seed_without_one() -> None:
     assert slot.stage is Stage.DORMANT
 
 
+def test_a_slot_without_a_gate_takes_no_seed_with_one() -> None:
+    slot = SeedSlot("r0c0", 4, "cnn", config(Blend.GATE))
+    seed = slot.prepare("norm", torch.Generator().manual_seed(0))
+    with pytest.raises(ConfigError, match="a seed without a gate, since it is mixed by multiply"):
+        slot.commit("norm", seed, Blend.MULTIPLY)
+    assert slot.stage is Stage.DORMANT
+
+
+@pytest.mark.parametrize("stage", FORWARD)
+@pytest.mark.parametrize("chosen", Blend)
+@pytest.mark.parametrize("usual", Blend)
+def test_a_seed_whose_blend_was_chosen_is_as_in_a_slot_that_always_mixes_so(
+    usual: Blend, chosen: Blend, stage: Stage
+) -> None:
+    slot, like = SeedSlot("r0c0", 4, "cnn", config(usual)), slot_in(stage, chosen)
+    bring(slot, stage, blend=chosen)
+    h, half = features("cnn"), torch.tensor(0.5)
+    assert slot.record() == like.record()
+    assert slot.configuration() == like.configuration()
+    assert torch.equal(slot(h), like(h))
+    assert torch.equal(slot(h, half), like(h, half))
+    assert [each.requires_grad for each in slot.parameters()] == [
+        each.requires_grad for each in like.parameters()
+    ]
+    again = SeedSlot("r0c0", 4, "cnn", config(usual))
+    again.load_lifecycle_state(slot.lifecycle_state())
+    again.load_state_dict(slot.state_dict())
+    assert again.record() == slot.record()
+    assert torch.equal(again(h), slot(h))
+    assert torch.equal(again(h, half), slot(h, half))
+
+
+def test_each_seed_of_a_slot_has_a_blend_of_its_own() -> None:
+    slot, h, seen = SeedSlot("r0c0", 4, "cnn", config(Blend.ADD)), features("cnn"), list[Tensor]()
+    for blend in (*Blend, None):
+        bring(slot, Stage.HOLDING, blend=blend)
+        seen.append(slot(h))
+        slot.prune(0)
+        while slot.stage is not Stage.DORMANT:
+            slot.tick()
+    added, multiplied, gated, usual = seen
+    assert torch.equal(added, usual)
+    assert not torch.equal(added, multiplied)
+    assert not torch.equal(added, gated)
+
+
+def test_what_is_compiled_depends_on_how_a_seed_is_mixed_once_it_is() -> None:
+    ways = {}
+    for blend in Blend:
+        slot = SeedSlot("r0c0", 4, "cnn", config(Blend.ADD))
+        germinate(slot, blend=blend)
+        configurations = []
+        for _ in range(2):
+            slot.advance()
+            configurations.append(slot.configuration())
+        ways[blend] = tuple(configurations)
+    assert len({training for training, _ in ways.values()}) == 1
+    assert len({blending for _, blending in ways.values()}) == 3
+
+
 @pytest.mark.parametrize("shape", [(2, 8, 8, 8), (2, 4, 8), (4, 8, 8)])
 def test_features_that_a_slot_was_not_made_for_are_refused(shape: tuple[int, ...]) -> None:
     slot = slot_in(Stage.BLENDING, Blend.ADD)

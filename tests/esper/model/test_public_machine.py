@@ -64,11 +64,16 @@ class AnyUse(RuleBasedStateMachine):
         if before.alpha_mode == AlphaMode.DOWN and has_seed(after.stage):
             assert before.alpha_target <= after.alpha <= before.alpha
 
-    @rule(slot_id=SLOTS, name=st.sampled_from(["norm", "attention", "conv_small", "lora", "nosuch"]))
-    def germinate(self, slot_id: str, name: str) -> None:
+    @rule(
+        slot_id=SLOTS,
+        name=st.sampled_from(["norm", "attention", "conv_small", "lora", "nosuch"]),
+        blend=st.none() | st.sampled_from(Blend),
+    )
+    def germinate(self, slot_id: str, name: str, blend: Blend | None) -> None:
         def step() -> None:
             slot, self.births = self.model.slots[slot_id], self.births + 1
-            slot.commit(name, slot.prepare(name, torch.Generator().manual_seed(self.births)))
+            generator = torch.Generator().manual_seed(self.births)
+            slot.commit(name, slot.prepare(name, generator, blend), blend)
 
         self.attempt(step, slot_id)
 

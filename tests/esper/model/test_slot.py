@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from esper.errors import (
     BadState,
+    ConfigError,
     EsperError,
     FossilPruned,
     IllegalTransition,
@@ -18,7 +19,7 @@ from esper.errors import (
     SlotOccupied,
     UnknownBlueprint,
 )
-from esper.lifecycle import Stage, has_seed, in_forward
+from esper.lifecycle import Blend, Stage, has_seed, in_forward
 from esper.model import SeedSlot, build
 from esper.model.topology import TOPOLOGIES
 from tests.esper.model.growing import CONFIG, bring, germinate
@@ -140,8 +141,12 @@ def test_preparing_shows_nowhere() -> None:
     assert torch.equal(torch.get_rng_state(), rng)
 
 
+TEXT: Any = "add"  # not a Blend, though equal to one
 REFUSALS: list[tuple[Stage, Callable[[SeedSlot], object], type[EsperError]]] = [
     (Stage.DORMANT, lambda slot: slot.prepare("lora", torch.Generator()), UnknownBlueprint),
+    (Stage.DORMANT, lambda slot: slot.prepare("norm", torch.Generator(), TEXT), ConfigError),
+    (Stage.DORMANT, lambda slot: slot.commit("norm", nn.Identity(), TEXT), ConfigError),
+    (Stage.DORMANT, lambda slot: slot.commit("norm", nn.Identity(), Blend.GATE), ConfigError),
     (Stage.TRAINING, lambda slot: slot.prepare("norm", torch.Generator()), SlotOccupied),
     (Stage.EMBARGOED, lambda slot: slot.prepare("norm", torch.Generator()), IllegalTransition),
     (Stage.HOLDING, lambda slot: slot.commit("norm", nn.Identity()), SlotOccupied),
@@ -254,7 +259,12 @@ def test_loading_draws_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "error"), [({"slot_id": "r0c1"}, BadState), ({"blueprint": "lora"}, UnknownBlueprint)]
+    ("change", "error"),
+    [
+        ({"slot_id": "r0c1"}, BadState),
+        ({"blend": "mix"}, BadState),
+        ({"blueprint": "lora"}, UnknownBlueprint),
+    ],
 )
 def test_a_foreign_state_is_refused_and_changes_nothing(
     change: dict[str, Any], error: type[EsperError]

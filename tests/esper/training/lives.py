@@ -53,12 +53,19 @@ def eventful() -> dict[int, Decision]:
     return plan
 
 
-def tiny_task(batch_size: int = 8, samples: int = 24) -> ShardedTask:
+def tiny_task(batch_size: int = 8, samples: int = 24, *, rank: int = 0, world_size: int = 1) -> ShardedTask:
     """Random pictures (N, 1, 4, 4) of four classes, some of them learnable; the last batch is smaller."""
     drawn = torch.Generator().manual_seed(0)
     pictures = torch.randn(samples - 3, 1, 4, 4, generator=drawn)
     classes = (pictures.mean(dim=(1, 2, 3)) > 0).long()
-    return ShardedTask(train=(pictures, classes), test=(pictures, classes), batch_size=batch_size, seed=0)
+    return ShardedTask(
+        train=(pictures, classes),
+        test=(pictures, classes),
+        batch_size=batch_size,
+        seed=0,
+        rank=rank,
+        world_size=world_size,
+    )
 
 
 def tiny_trainer(

@@ -145,7 +145,7 @@ def test_with_something_behind_it_or_something_else_it_is_refused(data: bytes, d
 
 def test_another_version_is_named(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "VERSION", 7)
-    with pytest.raises(CheckpointRefused, match="its format is version 2; accepted is version 7"):
+    with pytest.raises(CheckpointRefused, match="its format is version 3; accepted is version 7"):
         unpack(data, "it")
 
 

@@ -68,6 +68,9 @@ def test_a_line_that_is_none_is_named(told: tuple[TrainConfig, History], tmp_pat
     path.write_text("\n".join(lines[1:]))
     with pytest.raises(BadState, match="begins with a start"):
         read_log(tmp_path)
+    path.write_text("\n".join(lines).replace("esper.training/2", "esper.training/1"))
+    with pytest.raises(BadState, match=rf"{NAME}:1 schema.*esper\.training/2"):
+        read_log(tmp_path)
     path.write_text("")
     with pytest.raises(BadState, match="begins with a start"):
         read_log(tmp_path)

@@ -11,17 +11,29 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from esper.control import Action, Advance, Decision, EpochSignals, Germinate, HeuristicController, Prune
+from esper.control import (
+    Action,
+    Advance,
+    Decision,
+    EpochSignals,
+    Germinate,
+    HeuristicController,
+    Prune,
+    SetAlpha,
+)
 from esper.distributed.growth import Birth
 from esper.errors import (
     ConfigError,
     EsperError,
     GrowthFailed,
+    IllegalTransition,
     LifecycleDivergence,
     LoaderMismatch,
     SlotEmpty,
+    SlotOccupied,
     UnknownSlot,
 )
+from esper.lifecycle.config import Blend
 from esper.lifecycle.gates import GateVerdict
 from esper.lifecycle.metrics import MetricSums
 from esper.lifecycle.record import SlotRecord
@@ -124,10 +136,12 @@ def test_a_build_that_fails_on_one_rank_leaves_every_slot_as_it_was(monkeypatch:
     def body(rank: int) -> tuple[LifecycleDivergence, tuple[SlotRecord, ...], int, int]:
         prepare = SeedSlot.prepare
 
-        def failing(slot: SeedSlot, blueprint: str, generator: torch.Generator) -> nn.Module:
+        def failing(
+            slot: SeedSlot, blueprint: str, generator: torch.Generator, blend: Blend | None = None
+        ) -> nn.Module:
             if rank == 1 and slot.slot_id == "r0c1":
                 raise MemoryError("no room")
-            return prepare(slot, blueprint, generator)
+            return prepare(slot, blueprint, generator, blend)
 
         monkeypatch.setattr(SeedSlot, "prepare", failing)
         with _trainer(short_config(epochs=2), Script(plan), rank=rank, world_size=3) as trainer:
@@ -158,6 +172,12 @@ def test_a_build_that_fails_everywhere_is_named_and_caused() -> None:
     ("wrong", "error"),
     [
         (Prune("r0c1"), SlotEmpty),
+        (Prune("r0c0", -1), ConfigError),
+        (SetAlpha("r0c1", 0.7), SlotEmpty),
+        (SetAlpha("r0c0", 0.7), IllegalTransition),
+        (SetAlpha("r9c9", 0.7), UnknownSlot),
+        (Germinate("r0c0", "norm"), SlotOccupied),
+        (Germinate("r0c1", "norm", "mix"), GrowthFailed),  # type: ignore[arg-type]
         (Advance("r9c9"), UnknownSlot),
         (Prune("r9c9"), UnknownSlot),
         (Germinate("r9c9", "norm"), UnknownSlot),
