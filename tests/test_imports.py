@@ -64,6 +64,7 @@ RULES = (
     Rule(package="esper.lifecycle", may=(*GROUND, "esper.lifecycle")),
     Rule(package="esper.model", may=(*GROUND, "esper.lifecycle", "esper.model")),
     Rule(package="esper.control", may=(*GROUND, "esper.lifecycle", "esper.control")),
+    Rule(package="esper.control.ppo", may=(*GROUND, "esper.lifecycle", "esper.lockstep", "esper.control")),
     Rule(
         package="esper.distributed", may=(*GROUND, "esper.lifecycle", "esper.lockstep", "esper.distributed")
     ),

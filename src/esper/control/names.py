@@ -10,3 +10,4 @@ class ControllerName(StrEnum):
     NONE = "none"  # nobody: the host alone
     HEURISTIC = "heuristic"
     RANDOM = "random"
+    PPO = "ppo"  # by a policy that was learned

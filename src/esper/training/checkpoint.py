@@ -11,12 +11,13 @@ import logging
 import os
 import pickle
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from esper.distributed.agreement import Agreement
 from esper.distributed.digest import stable_digest
 from esper.distributed.divergence import ABSENT, require_same
 from esper.errors import CheckpointNotWritten, CheckpointRefused, EsperError, NoCheckpoint
@@ -66,17 +67,9 @@ class Checkpoints(Callback):
         path = self.folder / f"epoch-{len(trainer.history.epochs):06d}.checkpoint"
         where = f"the checkpoint of epoch {len(trainer.history.epochs)}"
         everyones = agreement.texts(written_random_state(), where)
-        problem: OSError | None = None
-        if agreement.rank == agreement.ranks[0]:
-            try:
-                self._write(path, pack(trainer, list(everyones.values())))
-            except OSError as error:
-                problem = error
-        said = agreement.texts("" if problem is None else f"{type(problem).__name__}: {problem}", where)
-        if problem is not None:
-            raise problem
-        if reason := said[agreement.ranks[0]]:
-            raise CheckpointNotWritten(str(path), agreement.ranks[0], reason)
+        write_on_first(
+            agreement, path, where, lambda: self._write(path, pack(trainer, list(everyones.values())))
+        )
         return path
 
     def _write(self, path: Path, data: bytes) -> None:
@@ -128,6 +121,24 @@ class Checkpoints(Callback):
         return None
 
 
+def write_on_first(agreement: Agreement, path: Path, where: str, write: Callable[[], None]) -> None:
+    """Collective: every rank, same order. The first rank writes; a rank returns when the file is there.
+
+    Raises OSError on the rank that could not write, CheckpointNotWritten on the others.
+    """
+    problem: OSError | None = None
+    if agreement.rank == agreement.ranks[0]:
+        try:
+            write()
+        except OSError as error:
+            problem = error
+    said = agreement.texts("" if problem is None else f"{type(problem).__name__}: {problem}", where)
+    if problem is not None:
+        raise problem
+    if reason := said[agreement.ranks[0]]:
+        raise CheckpointNotWritten(str(path), agreement.ranks[0], reason)
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Put `data` at `path` so that a reader, or a power failure, meets the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -162,14 +173,19 @@ def pack(trainer: Trainer, generators: Sequence[str] = ()) -> bytes:
         "fingerprint": trainer.model.fingerprint(),
         "state": trainer.state_dict(),
     }
+    return seal(content)
+
+
+def seal(content: Mapping[str, Any]) -> bytes:
+    """Plain values and tensors as the bytes of a file that can be told from any other, and from a part."""
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save(dict(content), buffer)
     payload = buffer.getvalue()
     return MAGIC + _HEAD.pack(VERSION, len(payload), _digest(VERSION, payload)) + payload
 
 
-def unpack(data: bytes, path: str) -> dict[str, Any]:
-    """What `pack` put in. Raises CheckpointRefused for anything but exactly what it wrote."""
+def unseal(data: bytes, path: str, parts: frozenset[str] = _PARTS) -> dict[str, Any]:
+    """What `seal` put in, of exactly these keys. Raises CheckpointRefused for anything else."""
     if not data.startswith(MAGIC):
         raise CheckpointRefused(path, "it does not begin as one", "a file that esper wrote")
     begin = len(MAGIC) + _HEAD.size
@@ -189,8 +205,8 @@ def unpack(data: bytes, path: str) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         reason = f"its content is more than plain values ({str(error).splitlines()[0]})"
         raise CheckpointRefused(path, reason, "plain values and tensors") from error
-    if not isinstance(content, dict) or set(content) != _PARTS:
-        raise CheckpointRefused(path, "it holds something else", f"exactly {', '.join(sorted(_PARTS))}")
+    if not isinstance(content, dict) or set(content) != parts:
+        raise CheckpointRefused(path, "it holds something else", f"exactly {', '.join(sorted(parts))}")
     return content
 
 
@@ -230,7 +246,7 @@ def _go_on_drawing(generators: Sequence[str], trainer: Trainer) -> None:
 
 def _rehearsed(path: Path, trainer: Trainer) -> dict[str, Any]:
     try:
-        content = unpack(path.read_bytes(), str(path))
+        content = unseal(path.read_bytes(), str(path))
     except OSError as error:
         raise CheckpointRefused(str(path), f"it cannot be read: {error.strerror}", "a file") from error
     _check_fits(content, trainer, str(path))

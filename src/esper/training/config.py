@@ -12,6 +12,7 @@ from esper.checks import check_int, check_number
 from esper.control.governor import GovernorConfig
 from esper.control.heuristic import HeuristicConfig
 from esper.control.names import ControllerName
+from esper.control.ppo.config import PpoConfig
 from esper.control.random import RandomConfig
 from esper.distributed.agreement import AgreementConfig
 from esper.distributed.digest import stable_digest
@@ -93,6 +94,7 @@ class TrainConfig:
     gates: GateConfig = field(default_factory=GateConfig)
     heuristic: HeuristicConfig = field(default_factory=HeuristicConfig)
     random: RandomConfig = field(default_factory=RandomConfig)
+    ppo: PpoConfig = field(default_factory=PpoConfig)
     governor: GovernorConfig = field(default_factory=GovernorConfig)
     compile: CompileConfig = field(default_factory=CompileConfig)
     agreement: AgreementConfig = field(default_factory=AgreementConfig)

@@ -115,6 +115,14 @@ class Trainer:
         Raises LifecycleDivergence, LoaderMismatch or AgreementDeadline when ranks part, GrowthFailed when a
         seed can't be built, TrainingDiverged when rollbacks do not help, and what a callback raises.
         """
+        for _ in self.epochs():
+            pass
+        return self.history
+
+    def epochs(self) -> Iterator[EpochResult]:
+        """Collective: every rank, same order. What `run` does, an epoch at a time: for who has more than one
+        run under way. Raises as `run`.
+        """
         for callback in self.callbacks:
             callback.before_run(self)
         if not self._announced:
@@ -124,12 +132,12 @@ class Trainer:
             result = self.run_epoch(epoch)
             for callback in self.callbacks:
                 callback.after_epoch(self, result)
+            yield result
             if self.stopping:
                 break
         self.finish()
         for callback in self.callbacks:
             callback.after_run(self)
-        return self.history
 
     def stop(self) -> None:
         """Have `run` end after the epoch that is under way, on every rank; from any thread or signal

@@ -16,7 +16,7 @@ from esper.errors import CheckpointRefused, NoCheckpoint
 from esper.lifecycle import Stage
 from esper.model.blueprints import registry
 from esper.training import Trainer, checkpoint
-from esper.training.checkpoint import MAGIC, Checkpoints, load, pack, unpack, write_whole
+from esper.training.checkpoint import MAGIC, Checkpoints, load, pack, unseal, write_whole
 from esper.training.snapshot import random_state, set_random_state
 from esper.training.tasks import ShardedTask
 from tests.esper.training.lives import Script, eventful, tiny_trainer, whole_life
@@ -123,8 +123,8 @@ def _after(epochs: int) -> Trainer:
 def test_cut_off_after_any_byte_it_is_refused(data: bytes) -> None:
     for length in range(len(data)):
         with pytest.raises(CheckpointRefused):
-            unpack(data[:length], "it")
-    assert unpack(data, "it")["state"]["steps"] == 15
+            unseal(data[:length], "it")
+    assert unseal(data, "it")["state"]["steps"] == 15
 
 
 def test_with_any_bit_flipped_it_is_refused(data: bytes) -> None:
@@ -134,19 +134,19 @@ def test_with_any_bit_flipped_it_is_refused(data: bytes) -> None:
         flipped = bytearray(data)
         flipped[place // 8] ^= 1 << place % 8
         with pytest.raises(CheckpointRefused):
-            unpack(bytes(flipped), "it")
+            unseal(bytes(flipped), "it")
 
 
 @pytest.mark.parametrize("damage", [b"x", b"", b"\x00" * 100])
 def test_with_something_behind_it_or_something_else_it_is_refused(data: bytes, damage: bytes) -> None:
     with pytest.raises(CheckpointRefused):
-        unpack(data + damage if damage == b"x" else damage, "it")
+        unseal(data + damage if damage == b"x" else damage, "it")
 
 
 def test_another_version_is_named(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "VERSION", 7)
     with pytest.raises(CheckpointRefused, match="its format is version 3; accepted is version 7"):
-        unpack(data, "it")
+        unseal(data, "it")
 
 
 class Loud(nn.Module):
@@ -157,7 +157,7 @@ def test_what_would_run_code_is_not_read(monkeypatch: pytest.MonkeyPatch) -> Non
     trainer = scripted(1)
     monkeypatch.setattr(Trainer, "state_dict", lambda trainer: Loud())
     with pytest.raises(CheckpointRefused, match="more than plain values"):
-        unpack(pack(trainer), "it")
+        unseal(pack(trainer), "it")
 
 
 REFUSED: list[tuple[Callable[[], Trainer], str]] = [
