@@ -39,7 +39,9 @@ class Stretch:
 # One of the two slots has a seed at a time; (n) is the epoch that a stretch ends with.
 SCRIPT = (
     Stretch(3, gain=9.0, loss=0.7),  # (3) the host learns,
-    Stretch(3, gain=0.25, loss=0.94),  # (6) no longer gains much, and its loss still falls,
+    Stretch(1, gain=0.25, loss=0.94),  # (4) no longer gains much, and its loss still falls,
+    Stretch(1, gain=0.25),
+    Stretch(1, gain=0.25, loss=0.94),  # (6)
     Stretch(1, gain=0.25, loss=1.04),  # (7) or jumps:
     Stretch(1, gain=0.25, loss=0.96),  # (8) three stable epochs
     Stretch(1, gain=0.25, loss=1.025),
