@@ -35,9 +35,10 @@ def test_every_example_passes(tmp_path: Path, page: str) -> None:
     assert not result.skipped
 
 
-def test_the_page_on_growing_runs_from_top_to_bottom(tmp_path: Path) -> None:
-    script = tmp_path / "growing.py"
-    script.write_text(code_of("growing.md"))
+@pytest.mark.parametrize("page", ["growing.md", "training.md"])
+def test_the_python_on_a_page_runs_from_top_to_bottom(tmp_path: Path, page: str) -> None:
+    script = tmp_path / "page.py"
+    script.write_text(code_of(page))
     command = [sys.executable, "-W", "error", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -55,7 +56,7 @@ def test_every_kind_of_fault_is_in_the_table_and_every_family_has_an_example() -
     assert {CATALOGUE[kind].family for kind in shown} == {spec.family for spec in CATALOGUE.values()}
 
 
-def test_the_page_on_training_runs_from_top_to_bottom(tmp_path: Path) -> None:
+def test_the_commands_on_training_run_from_top_to_bottom(tmp_path: Path) -> None:
     shell = re.findall(r"^```sh\n(.*?)^```", (DOCS / "training.md").read_text(), re.MULTILINE | re.DOTALL)
     python = f"{sys.executable} -W ignore -m"
     programs = {"esper": "esper", "torchrun": "torch.distributed.run"}

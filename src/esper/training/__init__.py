@@ -9,6 +9,7 @@ from esper.training.growth import Growth, PreparedAction
 from esper.training.history import EpochResult, History
 from esper.training.picture import draw_run, save_picture
 from esper.training.presets import preset
+from esper.training.shortcuts import Trained, train_heuristic
 from esper.training.trainer import Controller, Trainer
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "PreparedAction",
     "StepCompiler",
     "TrainConfig",
+    "Trained",
     "Trainer",
     "build_controller",
     "build_model",
@@ -36,4 +38,5 @@ __all__ = [
     "draw_run",
     "preset",
     "save_picture",
+    "train_heuristic",
 ]
