@@ -13,14 +13,17 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from esper.cli.policy import policy_for
 from esper.cli.progress import Counted, Silent, progress_for
 from esper.cli.record import Record, choose_folder
+from esper.control import ControllerName
 from esper.distributed import join_job
 from esper.distributed.telling import one_voice
 from esper.errors import ConfigError, NoCheckpoint
 from esper.training import (
     Callback,
     Checkpoints,
+    Learner,
     TrainConfig,
     Trainer,
     build_controller,
@@ -40,6 +43,7 @@ def run(
     checkpoint_every: int,
     resume: bool,
     device: str | None,
+    policy: Path | None = None,
 ) -> int:
     """Collective: every rank, same order. Train; the exit status.
 
@@ -57,28 +61,44 @@ def run(
         again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         folder = choose_folder(out, config, group, goes_on=resume, again=again)
         checkpoints = Checkpoints(checkpoint_dir or folder / "checkpoints", every=checkpoint_every)
-        model, controller = build_model(config).to(place), build_controller(config)
         with (
             one_voice(rank, range(world_size)),
             closing(progress_for(rank, config.epochs, task.announce)) as progress,
-            _record_for(rank, folder, world_size) as record,
-            Trainer(
-                model,
-                Counted(task, progress),
-                controller,
-                config,
-                group=group,
-                callbacks=(record, progress, checkpoints),
-            ) as trainer,
-            _stopping(trainer),
         ):
-            with suppress(NoCheckpoint) if again else nullcontext():  # it may have died before its first
-                if resume or again:
-                    progress.say(f"goes on from {checkpoints.resume(trainer)}")
-            begun = time.monotonic()
-            trainer.run()
-            progress.say(_ended(trainer, time.monotonic() - begun))
-            progress.say(f"in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+            learned = None
+            if config.controller is ControllerName.PPO:
+                learned = policy_for(
+                    config,
+                    file=policy,
+                    folder=folder,
+                    group=group,
+                    device=place,
+                    data_dir=data_dir,
+                    say=progress.say,
+                    stopping=_stopping,
+                )
+                if learned is None:
+                    return 0
+            with (
+                _record_for(rank, folder, world_size) as record,
+                Trainer(
+                    build_model(config).to(place),
+                    Counted(task, progress),
+                    build_controller(config, learned),
+                    config,
+                    group=group,
+                    callbacks=(record, progress, checkpoints),
+                ) as trainer,
+                _stopping(trainer),
+            ):
+                with suppress(NoCheckpoint) if again or learned else nullcontext():
+                    # It may have died before its first; and learning a policy writes none.
+                    if resume or again:
+                        progress.say(f"goes on from {checkpoints.resume(trainer)}")
+                begun = time.monotonic()
+                trainer.run()
+                progress.say(_ended(trainer, time.monotonic() - begun))
+                progress.say(f"in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     finally:
         if together:
             dist.destroy_process_group()
@@ -120,7 +140,7 @@ def _device(name: str | None) -> torch.device:
 
 
 @contextmanager
-def _stopping(trainer: Trainer) -> Iterator[None]:
+def _stopping(trainer: Trainer | Learner) -> Iterator[None]:
     """The first Ctrl-C, or SIGTERM, ends the run after its epoch, on all ranks; the second ends at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -10,12 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from esper.control.names import ControllerName
-from esper.errors import ConfigError, DataError, EsperError, GrowthFailed, NoCheckpoint, TrainingDiverged
+from esper.errors import (
+    CheckpointRefused,
+    ConfigError,
+    DataError,
+    EsperError,
+    GrowthFailed,
+    NoCheckpoint,
+    TrainingDiverged,
+)
 
 RUNS = "esper-runs"
 _CHECKPOINT_EVERY = 10
 # Raised by all ranks alike.
-_ON_ALL = (GrowthFailed, NoCheckpoint, TrainingDiverged)
+_ON_ALL = (CheckpointRefused, GrowthFailed, NoCheckpoint, TrainingDiverged)
 # Not from where they are defined: `esper --help` takes no second to load torch.
 _TASKS = ("digits", "pydoc", "cifar10")
 
@@ -32,6 +40,12 @@ def add_commands(commands: Any) -> None:
     add = parser.add_argument
     add("--task", choices=_TASKS, help="what to train on (digits)")
     add("--controller", choices=controllers, help="who decides what grows (heuristic)")
+    add(
+        "--policy",
+        type=Path,
+        metavar="FILE",
+        help="what ppo goes by: policy.checkpoint of a run; without it a policy is learned first",
+    )
     add("--epochs", type=int, metavar="N", help="how many, those before a resume included")
     add("--slots", type=int, metavar="N", help="blocks of the host, each of which has a slot (2)")
     add("--seed", type=int, metavar="N", help="of weights, batches and growth (0)")
@@ -64,6 +78,8 @@ def train(options: argparse.Namespace) -> int:
         config = make_config(options.config, _given(options))
         if options.resume and options.out is None and options.checkpoint_dir is None:
             raise DataError("--resume", "nothing says from where", "add --out DIR of the run")
+        if options.policy is not None and config.controller is not ControllerName.PPO:
+            raise ConfigError("--policy", str(options.policy), "left out, or given with --controller ppo")
         if options.checkpoint_every < 1:
             raise ConfigError("--checkpoint-every", options.checkpoint_every, "an int of at least 1")
     except EsperError as error:
@@ -79,8 +95,9 @@ def train(options: argparse.Namespace) -> int:
             checkpoint_every=options.checkpoint_every,
             resume=options.resume,
             device=options.device,
+            policy=options.policy,
         )
-    except (ConfigError, DataError, NoCheckpoint) as error:
+    except (CheckpointRefused, ConfigError, DataError, NoCheckpoint) as error:
         return _refuse(error, 2)
     except (EsperError, OSError) as error:
         return _refuse(error, 1)

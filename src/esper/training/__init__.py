@@ -7,9 +7,11 @@ from esper.training.compile import CompileConfig, CompileMode, CompileState, Ste
 from esper.training.config import HostConfig, HostName, OptimizerConfig, OptimizerName, TrainConfig
 from esper.training.growth import Growth, PreparedAction
 from esper.training.history import EpochResult, History
+from esper.training.learning import Learner, Lesson
 from esper.training.picture import draw_run, save_picture
+from esper.training.policies import load_policy, resume_policy, save_policy
 from esper.training.presets import preset
-from esper.training.shortcuts import Trained, train_heuristic
+from esper.training.shortcuts import Trained, train_heuristic, train_ppo
 from esper.training.trainer import Controller, Trainer
 
 __all__ = [
@@ -25,6 +27,8 @@ __all__ = [
     "History",
     "HostConfig",
     "HostName",
+    "Learner",
+    "Lesson",
     "OptimizerConfig",
     "OptimizerName",
     "PreparedAction",
@@ -36,7 +40,11 @@ __all__ = [
     "build_model",
     "build_task",
     "draw_run",
+    "load_policy",
     "preset",
+    "resume_policy",
     "save_picture",
+    "save_policy",
     "train_heuristic",
+    "train_ppo",
 ]

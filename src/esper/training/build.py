@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from esper.control import ControllerName, HeuristicController, IdleController, RandomController
+from esper.control.ppo.controller import Learned, PpoController
 from esper.errors import ConfigError, DataError
 from esper.model import CnnHost, GptHost, GrownModel
 from esper.training.config import HostName, TrainConfig
@@ -80,8 +81,11 @@ def build_task(
     raise ConfigError("task", str(config.task), "a task by name, or one of your own given to the trainer")
 
 
-def build_controller(config: TrainConfig) -> Controller:
-    """The configured controller. Raises ConfigError for one of the caller's own."""
+def build_controller(config: TrainConfig, learned: Learned | None = None) -> Controller:
+    """The configured controller; one that goes by a policy does what `learned` holds for the likeliest.
+
+    Raises ConfigError for one of the caller's own, and for such a one without a policy.
+    """
     match config.controller:
         case ControllerName.HEURISTIC:
             return HeuristicController(config.heuristic, config.gates)
@@ -89,5 +93,9 @@ def build_controller(config: TrainConfig) -> Controller:
             return RandomController(config.random)
         case ControllerName.NONE:
             return IdleController()
+        case ControllerName.PPO:
+            if learned is None:
+                raise ConfigError("controller", "ppo", "given what `Learner` or `load_policy` has learned")
+            return PpoController(learned, config.ppo, config.gates, config.epochs, greedy=True)
     accepted = "a controller by name, or one of your own given to the trainer"
     raise ConfigError("controller", str(config.controller), accepted)

@@ -70,13 +70,22 @@ class Learner:
         self.learned = Learned.fresh(space_of(model, config), config.ppo, config.seed)
         self.optimizer = torch.optim.Adam(self.learned.policy.parameters(), lr=config.ppo.lr, eps=_EPSILON)
         self.lessons: list[Lesson] = []
+        self._asked_to_stop = False
+        self.stopping = False  # a rank was asked to end it early, which all do
+
+    def stop(self) -> None:
+        """Have `run` end after the lesson that is under way, on every rank; from any thread or signal
+        handler, on any rank.
+        """
+        self._asked_to_stop = True
 
     def run(self, *, after_lesson: Callable[[Learner], object] | None = None) -> Learned:
-        """Collective: every rank, same order. As many lessons as are configured, those before included.
+        """Collective: every rank, same order. As many lessons as are configured, those before included, or
+        until a rank was asked to stop.
 
         Raises as `lesson`.
         """
-        while len(self.lessons) < self.config.ppo.updates:
+        while len(self.lessons) < self.config.ppo.updates and not self.stopping:
             self.lesson()
             if after_lesson is not None:
                 after_lesson(self)
@@ -104,6 +113,8 @@ class Learner:
         self.learned.statistics.take(observed, self._learning)
         rewards = [math.fsum(episode.rewards) for episode in episodes]
         accuracy, reward, count = self._means(accuracies, rewards)
+        asked = self.agreement.counts(int(self._asked_to_stop), "stop", f"the end of update {number}")
+        self.stopping = any(asked.values())
         if self._group is not None:
             self.agreement.audit(self._common(), f"the policy after update {number}")
         lesson = Lesson(

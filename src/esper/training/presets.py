@@ -26,6 +26,11 @@ _PLATEAU: Mapping[str, Any] = MappingProxyType(
         "stable_rise": 0.1,
     }
 )
+# Some tens of updates are all that a machine without accelerators makes in minutes: each has to count, so it
+# takes longer steps and more of them than where there are thousands.
+_LEARNING: Mapping[str, Any] = MappingProxyType(
+    {"lr": 3e-3, "passes": 8, "minibatches": 2, "tempos": [1, 3, 5], "target_kl": 0.05}
+)
 _PRESETS: Mapping[TaskName, Mapping[str, Any]] = MappingProxyType(
     {
         TaskName.DIGITS: {
@@ -34,6 +39,7 @@ _PRESETS: Mapping[TaskName, Mapping[str, Any]] = MappingProxyType(
             "optimizer": {"name": "adam", "lr": 0.005},
             "heuristic": {**_PLATEAU, "blueprints": ["conv_light", "conv_small"]},
             "random": {"blueprints": ["conv_light", "conv_small"]},
+            "ppo": {**_LEARNING, "blueprints": ["conv_light", "conv_small"]},
         },
         TaskName.PYDOC: {
             **_SHORT,
@@ -49,6 +55,7 @@ _PRESETS: Mapping[TaskName, Mapping[str, Any]] = MappingProxyType(
                 "blueprints": ["mlp_small", "attention"],
             },
             "random": {"blueprints": ["mlp_small", "attention"]},
+            "ppo": {**_LEARNING, "blueprints": ["mlp_small", "attention"]},
             "governor": {"guess_loss": math.log(256)},
         },
         TaskName.CIFAR10: {
@@ -59,6 +66,7 @@ _PRESETS: Mapping[TaskName, Mapping[str, Any]] = MappingProxyType(
             "optimizer": {"name": "adam", "lr": 0.002},
             "heuristic": {**_PLATEAU, "blueprints": ["conv_light", "bottleneck"]},
             "random": {"blueprints": ["conv_light", "bottleneck"]},
+            "ppo": {**_LEARNING, "blueprints": ["conv_light", "bottleneck"]},
         },
     }
 )

@@ -10,11 +10,14 @@ from typing import NamedTuple
 import torch.distributed as dist
 
 from esper.control import ControllerName
+from esper.control.ppo.controller import Learned
 from esper.model import GrownModel
 from esper.training.build import build_controller, build_model, build_task
 from esper.training.callbacks import Callback
 from esper.training.config import TrainConfig
 from esper.training.history import History
+from esper.training.learning import Learner
+from esper.training.policies import load_policy
 from esper.training.trainer import Trainer
 
 
@@ -42,8 +45,34 @@ def train_heuristic(
     return _train(heuristic, group=group, device=device, data_dir=data_dir, callbacks=callbacks)
 
 
+def train_ppo(
+    config: TrainConfig,
+    *,
+    policy: Path | None = None,
+    group: dist.ProcessGroup | None = None,
+    device: str = "cpu",
+    data_dir: Path | None = None,
+    callbacks: Iterable[Callback] = (),
+) -> Trained:
+    """Collective: every rank, same order. As `train_heuristic`, but by a policy: the one in the file `policy`
+    (see `save_policy`), or one that is learned first, as the config's `ppo` says.
+
+    Raises CheckpointRefused for a file that is no such policy, and as `Learner.lesson`, too.
+    """
+    named = replace(config, controller=ControllerName.PPO)
+    with Learner(named, group=group, device=device, data_dir=data_dir) as learner:
+        if policy is None:
+            learner.run()
+        else:
+            load_policy(policy, learner.learned)
+        return _train(
+            named, learner.learned, group=group, device=device, data_dir=data_dir, callbacks=callbacks
+        )
+
+
 def _train(
     config: TrainConfig,
+    learned: Learned | None = None,
     *,
     group: dist.ProcessGroup | None,
     device: str,
@@ -52,6 +81,6 @@ def _train(
 ) -> Trained:
     rank, world_size = (0, 1) if group is None else (group.rank(), group.size())
     task = build_task(config, data_dir=data_dir, rank=rank, world_size=world_size)
-    model, controller = build_model(config).to(device), build_controller(config)
+    model, controller = build_model(config).to(device), build_controller(config, learned)
     with Trainer(model, task, controller, config, group=group, callbacks=callbacks) as trainer:
         return Trained(model, trainer.run())
