@@ -245,3 +245,51 @@ def test_ranks_that_are_started_again_go_on_in_the_same_folder() -> None:
         assert (process.returncode, errors) == (0, "")
         assert says in said
     assert [path.name for path in Path("esper-runs").iterdir()] == ["digits-none-0-1"]
+
+
+LEARNING = """
+epochs = 4
+batch_size = 256
+[gates]
+min_training_epochs = 1
+permissive = true
+[ppo]
+updates = 2
+environments = 1
+hidden = 8
+"""
+
+
+def test_a_policy_is_learned_shown_and_gone_by(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("ppo.toml").write_text(LEARNING)
+    base = "train", "--controller", "ppo", "--config", "ppo.toml"
+    assert esper(*base, "--out", "first") == 0
+    shown = capsys.readouterr().out
+    assert "update 1 of 2: 1 runs to accuracy" in shown
+    assert "4 epochs: accuracy" in shown
+    lines = [json.loads(line) for line in Path("first/policy.jsonl").read_text().splitlines()]
+    assert [line["number"] for line in lines] == [1, 2]
+    assert {"entropy", "explained_variance", "kl"} <= lines[0]["update"].keys()
+    assert esper(*base, "--out", "second", "--policy", "first/policy.checkpoint") == 0
+    assert "update" not in capsys.readouterr().out
+    assert history("first").same_as(history("second"))
+    assert esper(*base, "--out", "first", "--resume", "--epochs", "4") == 0
+    assert "learns on from first/policy.checkpoint, update 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--controller", "heuristic", "--policy", "there"), "--policy='there'"),
+        (("--controller", "ppo", "--policy", "there"), "there is refused: it cannot be read"),
+        (("--controller", "ppo", "--policy", "ppo.toml"), "ppo.toml is refused: it does not begin as one"),
+    ],
+)
+def test_a_policy_that_is_none_is_one_sentence(
+    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("ppo.toml").write_text(LEARNING)
+    assert esper("train", "--config", "ppo.toml", *words) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1

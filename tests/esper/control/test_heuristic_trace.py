@@ -154,7 +154,10 @@ class Life:
         view = next(view for view in signals.slots if view.record.slot_id == action.slot_id)
         state, stage = self.clocks[action.slot_id].state, view.record.stage.name
         if isinstance(action, Germinate):
-            state, done = state.germinate(action.blueprint, self.config.blend), f"germinate {action.blueprint} in"
+            state, done = (
+                state.germinate(action.blueprint, self.config.blend),
+                f"germinate {action.blueprint} in",
+            )
         elif isinstance(action, Prune):
             state, done = state.prune(self.config.tempo), f"prune from {stage}"
         elif (verdict := gate_for(view, self.gates)).passed:

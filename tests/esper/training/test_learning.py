@@ -23,11 +23,12 @@ EPOCHS = 5
 LESSONS = 2
 
 
-def config(mode: PpoMode = PpoMode.PARALLEL, **ppo: Any) -> TrainConfig:
+def config(mode: PpoMode = PpoMode.PARALLEL, *, seed: int = 0, **ppo: Any) -> TrainConfig:
     settings = {"mode": mode, "updates": LESSONS, "environments": 2, "tempos": [1], "hidden": 16, **ppo}
     return TrainConfig.from_dict(
         {
             "task": TaskName.DIGITS,
+            "seed": seed,
             "epochs": EPOCHS,
             "batch_size": 256,
             "host": {"width": 2, "blocks": 2},
@@ -78,7 +79,7 @@ def test_the_same_seed_learns_the_same_bits() -> None:
     assert one == other
     assert one["after"][0]["weights"] != one["after"][1]["weights"]
     assert one["lessons"][0][2:] == (2, 2 * (EPOCHS - 1))
-    assert learned(TrainConfig.from_dict({**config().to_dict(), "seed": 1}))["weights"] != one["weights"]
+    assert learned(config(seed=1))["weights"] != one["weights"]
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -133,6 +134,18 @@ def test_a_policy_that_differs_on_one_rank_is_found_after_the_update() -> None:
     for outcome in run_ranks(body, 2, 60.0):
         assert isinstance(outcome.error, LifecycleDivergence)
         assert "the policy after update 2" in str(outcome.error)
+
+
+@pytest.mark.parametrize("mode", list(PpoMode))
+def test_one_rank_that_is_asked_to_stop_stops_all_after_the_lesson(mode: PpoMode) -> None:
+    def body(rank: int) -> tuple[int, bool]:
+        with Learner(config(mode, updates=50), group=dist.group.WORLD) as learner:
+            if rank == 1:
+                learner.stop()
+            learner.run()
+        return len(learner.lessons), learner.stopping
+
+    assert [outcome.value for outcome in run_ranks(body, 2, 60.0)] == [(1, True)] * 2
 
 
 def test_a_rank_that_does_not_come_is_named() -> None:

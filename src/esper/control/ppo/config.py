@@ -57,7 +57,7 @@ class PpoConfig:
     clip: float = 0.2
     lr: float = 3e-4
     passes: int = 4  # over a rollout
-    minibatches: int = 1  # a pass; each takes whole episodes
+    minibatches: int = 1  # a pass, each of whole episodes; as many as there are episodes at most
     value_weight: float = 0.5
     entropy_weight: float = 0.01
     max_norm: float = 0.5  # of the gradient
@@ -84,7 +84,3 @@ class PpoConfig:
                 raise ConfigError(f"ppo.targets[{index}]", target, "a number in (0, 1]")
         for index, tempo in enumerate(self.tempos):
             check_int(f"ppo.tempos[{index}]", tempo, 0)
-        if self.minibatches > self.environments:
-            raise ConfigError(
-                "ppo.minibatches", self.minibatches, f"at most ppo.environments={self.environments}"
-            )

@@ -57,7 +57,8 @@ def update(
     """
     batch, explained, samples = _normalised(batch, group)
     size = batch.counts.shape[1]
-    edges = [round(part * size / config.minibatches) for part in range(config.minibatches + 1)]
+    parts = min(config.minibatches, size)
+    edges = [round(part * size / parts) for part in range(parts + 1)]
     told: Tensor | None = None
     steps, stopped = 0, False
     for _ in range(config.passes):

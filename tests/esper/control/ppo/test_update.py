@@ -149,8 +149,9 @@ def test_an_update_ends_once_the_policy_has_moved_far_enough() -> None:
 
 def test_a_minibatch_is_whole_episodes() -> None:
     policy = fresh(CONFIG)
-    config = replace(CONFIG, minibatches=2)
-    assert update(policy, optimizer_of(policy, config), batch(policy, config), config).steps == 2
+    for minibatches, steps in ((2, 2), (3, 3), (9, 4)):  # of four episodes
+        config = replace(CONFIG, minibatches=minibatches)
+        assert update(policy, optimizer_of(policy, config), batch(policy, config), config).steps == steps
 
 
 def _share(rank: int, ranks: int) -> tuple[Update, Tensor, Tensor]:
