@@ -1,7 +1,10 @@
 """Is growing worth it? The host alone, all seeds from the start, a controller that draws, and the heuristic.
 
     .venv/bin/python ci/bench/growth.py [--tasks digits,pydoc] [--seeds N] [--epochs N]
-        [--json FILE] [--figure FILE]
+        [--policy RUN] [--json FILE] [--figure FILE]
+
+`--policy`: the folder of a run of `esper train --controller ppo` on that one task, whose policy is compared,
+too, and how it was learned is shown beside; its seeds are none of those that it is compared by.
 
 Equal epochs and seeds, each task's preset, one process, one thread. Accuracy, in points, and loss are means
 over a run's last five epochs, as those of one epoch move by some points. A row is the mean over the seeds and
@@ -23,18 +26,30 @@ from typing import Any, NamedTuple
 
 import torch
 
+from esper.cli.policy import LESSONS
 from esper.control import IdleController
 from esper.distributed.growth import birth_generator
 from esper.lifecycle import Stage
-from esper.training import TrainConfig, Trainer, build_controller, build_model, build_task, preset
+from esper.training import (
+    Learner,
+    TrainConfig,
+    Trainer,
+    build_controller,
+    build_model,
+    build_task,
+    load_policy,
+    preset,
+)
+from esper.training.policies import NAME
 from esper.training.tasks import TaskName
 
-WAYS = ("none", "oracle", "random", "heuristic")
+WAYS = ("none", "oracle", "random", "heuristic", "ppo")
 TITLES = {
     "none": "host alone",
     "oracle": "all seeds from the start",
     "random": "random controller",
     "heuristic": "heuristic controller",
+    "ppo": "learned policy",
 }
 LAST = 5  # epochs
 
@@ -48,7 +63,7 @@ class Run(NamedTuple):
     seconds: float
 
 
-def train(task: TaskName, way: str, seed: int, epochs: int | None) -> Run:
+def train(task: TaskName, way: str, seed: int, epochs: int | None, policy: Path | None) -> Run:
     """One run."""
     named = "none" if way == "oracle" else way
     settings = {**preset(task), "controller": named, "seed": seed}
@@ -57,7 +72,13 @@ def train(task: TaskName, way: str, seed: int, epochs: int | None) -> Run:
     host = sum(parameter.numel() for parameter in model.parameters())
     if way == "oracle":
         grow_all(model, config)
-    controller = IdleController() if way == "oracle" else build_controller(config)
+    learned = None
+    if way == "ppo":
+        assert policy is not None
+        with Learner(config) as learner:
+            load_policy(policy / NAME, learner.learned)
+            learned = learner.learned
+    controller = IdleController() if way == "oracle" else build_controller(config, learned)
     begun = time.perf_counter()
     with Trainer(model, build_task(config), controller, config) as trainer:
         history = trainer.run()
@@ -82,12 +103,13 @@ def grow_all(model: Any, config: TrainConfig) -> None:
                 model.tick()
 
 
-def compared(task: TaskName, seeds: int, epochs: int | None) -> dict[str, list[Run]]:
+def compared(task: TaskName, seeds: int, epochs: int | None, policy: Path | None) -> dict[str, list[Run]]:
     """The runs of each way, one a seed."""
-    runs: dict[str, list[Run]] = {way: [] for way in WAYS}
+    ways = WAYS if policy is not None else WAYS[:-1]
+    runs: dict[str, list[Run]] = {way: [] for way in ways}
     for seed in range(seeds):
-        for way in WAYS:
-            run = train(task, way, seed, epochs)
+        for way in ways:
+            run = train(task, way, seed, epochs, policy)
             runs[way].append(run)
             sys.stderr.write(f"{task} {way} seed {seed}: {run}\n")
     return runs
@@ -113,14 +135,23 @@ def rows(task: TaskName, runs: dict[str, list[Run]]) -> Iterator[str]:
         )
 
 
-def draw(found: dict[TaskName, dict[str, list[Run]]], path: Path) -> None:
-    """Accuracy by way, with error bars; each run a point."""
+def draw(found: dict[TaskName, dict[str, list[Run]]], policy: Path | None, path: Path) -> None:
+    """Accuracy by way, with error bars; each run a point. And how the policy came to be."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.5 * len(found), 3.6), layout="constrained")
-    for axes, (task, runs) in zip(
-        figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True
-    ):
+    parts = len(found) + (policy is not None)
+    figure = Figure(figsize=(4.5 * parts, 3.6), layout="constrained")
+    every = list(figure.subplots(1, parts, squeeze=False)[0])
+    if policy is not None:
+        lessons = [json.loads(line) for line in (policy / LESSONS).read_text().splitlines()]
+        numbers = [lesson["number"] for lesson in lessons]
+        axes = every[-1]
+        axes.plot(numbers, [lesson["accuracy"] for lesson in lessons], "o-", color="#225ea8", markersize=4)
+        axes.set_title(f"while it is learned ({lessons[0]['episodes']} runs an update)")
+        axes.set_xlabel("update")
+        axes.set_ylabel("mean accuracy at a run's end (points)")
+        axes.grid(alpha=0.3)
+    for axes, (task, runs) in zip(every, found.items(), strict=False):
         for place, ones in enumerate(runs.values()):
             values = [one.accuracy for one in ones]
             mean, error = spread(values)
@@ -142,13 +173,14 @@ def main() -> int:
     parser.add_argument("--tasks", default="digits,pydoc")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int)
+    parser.add_argument("--policy", type=Path, metavar="RUN")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[TaskName, dict[str, list[Run]]] = {}
     for task in map(TaskName, options.tasks.split(",")):
-        found[task] = compared(task, options.seeds, options.epochs)
+        found[task] = compared(task, options.seeds, options.epochs, options.policy)
         print("\n".join(rows(task, found[task])))
     if options.json is not None:
         plain = {
@@ -157,7 +189,7 @@ def main() -> int:
         }
         options.json.write_text(json.dumps(plain, indent=1) + "\n")
     if options.figure is not None:
-        draw(found, options.figure)
+        draw(found, options.policy, options.figure)
     return 0
 
 
