@@ -11,7 +11,7 @@ from torch import nn
 
 from esper.distributed.replicate import Replica
 from esper.errors import LifecycleDivergence, NotReplicated
-from esper.lifecycle import Stage
+from esper.lifecycle import Blend, Stage
 from esper.model import SeedSlot
 from esper.training import AfterEpoch, EpochResult, Trainer
 from esper.training.optimizer import follow_parameters
@@ -120,8 +120,10 @@ def test_a_seed_with_another_bit_on_one_rank_is_put_in_on_none(
 ) -> None:
     prepare = SeedSlot.prepare
 
-    def other(slot: SeedSlot, blueprint: str, generator: torch.Generator) -> nn.Module:
-        seed = prepare(slot, blueprint, generator)
+    def other(
+        slot: SeedSlot, blueprint: str, generator: torch.Generator, blend: Blend | None = None
+    ) -> nn.Module:
+        seed = prepare(slot, blueprint, generator, blend)
         next(seed.parameters()).data.view(-1)[-1] *= -1 if ddp.rank == 2 else 1
         return seed
 

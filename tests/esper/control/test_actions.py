@@ -54,6 +54,11 @@ def test_how_counts_as_much_as_what(one: Action, other: Action) -> None:
     assert one.manner != other.manner
 
 
+def test_a_number_is_the_same_however_it_is_written() -> None:
+    one, other = Decision((SetAlpha("r0c0", 1, 2),)), Decision((SetAlpha("r0c0", 1.0, 2),))
+    assert (one, one.digest()) == (other, other.digest())
+
+
 @pytest.mark.parametrize(
     ("action", "manner"),
     [

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from esper.control import Advance, Decision, EpochSignals, Germinate, Prune
+from esper.lifecycle import Blend
 from esper.training import Controller, TrainConfig, Trainer, build_model
 from esper.training.tasks import ShardedTask
 
@@ -32,11 +33,18 @@ class Script:
         return self.plan.get(signals.epoch, Decision())
 
 
-def whole_life(slots: tuple[str, ...] = ("r0c0",), blueprint: str = "conv_light") -> dict[int, Decision]:
-    """Germinated in epoch 1, trained from 2, blended from 4, held from 6, kept from 8; slots follow."""
+def whole_life(
+    slots: tuple[str, ...] = ("r0c0",),
+    blueprint: str = "conv_light",
+    blends: tuple[Blend | None, ...] = (None,),
+) -> dict[int, Decision]:
+    """Germinated in epoch 1, trained from 2, blended from 4, held from 6, kept from 8; slots follow.
+
+    The seeds are mixed by `blends` in turn.
+    """
     plan: dict[int, list[Any]] = {}
     for late, slot_id in enumerate(slots):
-        plan.setdefault(1 + late, []).append(Germinate(slot_id, blueprint))
+        plan.setdefault(1 + late, []).append(Germinate(slot_id, blueprint, blends[late % len(blends)]))
         for epoch in (2, 4, 6, 8):
             plan.setdefault(epoch + late, []).append(Advance(slot_id))
     return {epoch: Decision(tuple(actions)) for epoch, actions in plan.items()}

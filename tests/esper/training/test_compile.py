@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from esper.control import Advance, Decision, Germinate
 from esper.errors import ConfigError
-from esper.lifecycle import Stage
+from esper.lifecycle import Blend, Stage
 from esper.training import (
     CompileConfig,
     CompileState,
@@ -70,8 +70,9 @@ def graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-def test_a_lifecycle_of_three_slots_costs_one_graph_a_configuration() -> None:
-    plan = Script(whole_life(SLOTS))
+@pytest.mark.parametrize("blends", [(None,), tuple(Blend)], ids=["alike", "each its own"])
+def test_a_lifecycle_of_three_slots_costs_one_graph_a_configuration(blends: tuple[Blend | None, ...]) -> None:
+    plan = Script(whole_life(SLOTS, blends=blends))
     trainer, plain = compiled(12, plan), tiny_trainer(plan, epochs=12)
     seen, costs = set(), []
     trainer._announced = ((0, 3),)
