@@ -98,8 +98,7 @@ class PpoController:
             episode.log_probs.append((0.0,) * len(Choice._fields))
             episode.values.append(0.0)
         if len(episode.rewards) < len(episode.choices):
-            episode.rewards.append(-self.config.reward.gain)
-            episode.bootstrap = 0.0
+            episode.rewards.append(-self.config.reward.gain)  # and nothing to come: `bootstrap` is 0 still
         return episode
 
     def state_dict(self) -> dict[str, object]:

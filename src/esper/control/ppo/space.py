@@ -122,9 +122,10 @@ def _permits(op: Op, view: SlotView, gates: GateConfig, space: ActionSpace) -> b
         case Op.GERMINATE:
             return record.stage is Stage.DORMANT
         case Op.ADVANCE:
-            # A gate that does not pass would make it a wait by another name.
+            # A gate that does not pass, as none does for a seed on its way out, would make it a wait by
+            # another name.
             before_holding = record.stage in _SEEDED and record.stage is not Stage.HOLDING
-            return before_holding and not retreats and gate_for(view, gates).passed
+            return before_holding and gate_for(view, gates).passed
         case Op.FOSSILIZE:
             return record.stage is Stage.HOLDING and holds and gate_for(view, gates).passed
         case Op.SET_ALPHA:
