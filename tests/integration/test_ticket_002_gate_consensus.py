@@ -20,14 +20,32 @@ import time
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from esper.control import Decision, EpochSignals, Germinate
+from esper.control.ppo import PpoMode
 from esper.errors import AgreementDeadline, LifecycleDivergence
 from esper.lifecycle import Stage
+from esper.training import Learner
 from pytest_esper_ddp.handle import DDP
+from tests.esper.training.test_learning import config as learning_config
 from tests.integration.miniature import PLAN, Script, alike, miniature
 
 DEADLINE = 1.5
+
+
+@pytest.mark.parametrize("mode", list(PpoMode))
+@pytest.mark.parametrize("world_size", [pytest.param(size, marks=pytest.mark.ddp(size)) for size in (2, 4)])
+def test_a_policy_is_learned_on_ranks_whose_networks_grow_in_other_ways(
+    ddp: DDP, world_size: int, mode: PpoMode
+) -> None:
+    chosen = []
+    with Learner(learning_config(mode, environments=1), group=dist.group.WORLD) as learner:
+        for _ in range(2):
+            told = learner.lesson()
+            ddp.assert_same(dict(learner.learned.policy.state_dict()))
+            chosen.append(told.episodes)
+    assert chosen == [world_size if mode is PpoMode.PARALLEL else 1] * 2
 
 
 @pytest.mark.ddp(4)

@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from esper.training import AfterEpoch, CompileState, Trainer
+from esper.training import AfterEpoch, CompileState, History, Trainer, train_heuristic, train_ppo
 from pytest_esper_ddp.handle import DDP
+from tests.esper.training.short_config import short_config
 from tests.integration.miniature import alike, miniature
 
 EAGER: dict[str, Any] = {"enabled": True, "backend": "eager"}
@@ -40,6 +42,34 @@ def test_back_to_back_runs_have_their_own_settings(ddp: DDP, world_size: int) ->
             states.append(trainer.compiler.state)
     compiled_, eager, fell_back = CompileState.COMPILED, CompileState.EAGER, CompileState.FELL_BACK
     assert states == [compiled_, eager, fell_back, compiled_]
+
+
+@pytest.mark.ddp(2)
+def test_the_heuristic_and_a_policy_back_to_back_have_their_own_settings(ddp: DDP) -> None:
+    states: list[CompileState] = []
+    note = AfterEpoch(lambda trainer, _: states.append(trainer.compiler.state))
+    histories: dict[tuple[object, str], History] = {}
+    for train, compiled in (
+        (train_heuristic, EAGER),
+        (train_ppo, {}),
+        (train_ppo, EAGER),
+        (train_heuristic, {}),
+        (train_heuristic, EAGER),
+    ):
+        settings = short_config(
+            task="digits",
+            epochs=2,
+            batch_size=128,
+            compile=compiled,
+            ppo={"updates": 1, "environments": 1, "hidden": 8},
+        )
+        _, history = train(settings, group=dist.group.WORLD, callbacks=[note])
+        ddp.assert_same([result.fingerprint for result in history.epochs])
+        again = histories.setdefault((train, str(compiled)), history)
+        assert again.same_as(history)  # whatever came in between
+    assert states[::2] == states[1::2]
+    compiled_, eager = CompileState.COMPILED, CompileState.EAGER
+    assert states[::2] == [compiled_, eager, compiled_, eager, compiled_]
 
 
 @pytest.mark.ddp(2)

@@ -38,8 +38,11 @@ class Update:
 def total(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """Collective where there is a group: the sum over its ranks, in place; the same bits on each."""
     if group is not None:
+        # A policy is small and stays with the processor; NCCL has none but its devices' memory.
+        there = values.cuda() if dist.get_backend(group) == dist.Backend.NCCL else values
         with tag("policy"):
-            dist.all_reduce(values, group=group)
+            dist.all_reduce(there, group=group)
+        values.copy_(there)
     return values
 
 
