@@ -102,8 +102,8 @@ class PpoController:
         return episode
 
     def state_dict(self) -> dict[str, object]:
-        """Plain values that `load_state_dict` takes back: what the policy remembers of the run, and the
-        policy's digest. Neither the policy nor what is recorded to learn from is among them.
+        """Plain values that `load_state_dict` takes back: what the policy remembers of the run. Neither the
+        policy nor what is recorded to learn from is among them.
         """
         state = None if self._state is None else self._state.flatten().tolist()
         return {"state": state, "rewards": self.rewards.state(), "slots": list(self.learned.space.slots)}
@@ -115,8 +115,11 @@ class PpoController:
             raise BadState("ppo.state", saved, f"a list of {hidden} numbers")
         if state.get("slots") != list(self.learned.space.slots):
             raise BadState("ppo.slots", state.get("slots"), ", ".join(self.learned.space.slots))
+        try:
+            self.rewards.load(state["rewards"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadState("ppo.rewards", state.get("rewards"), "what `Rewards.state` gives") from error
         self._state = None if saved is None else torch.tensor(saved).view(1, 1, hidden)
-        self.rewards.load(state["rewards"])
 
 
 _BITS = (1 << 63) - 1

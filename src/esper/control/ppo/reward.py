@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from esper.control.ppo.config import RewardConfig
 from esper.control.signals import EpochSignals, SlotView
@@ -66,13 +67,12 @@ class Rewards:
         worth = [[slot_id, birth, value] for (slot_id, birth), value in self._worth.items()]
         return {"accuracy": self._accuracy, "potential": self._potential, "worth": worth}
 
-    def load(self, state: Mapping[str, object]) -> None:
-        """Go on from a saved state."""
-        accuracy, potential, worth = (state[name] for name in ("accuracy", "potential", "worth"))
-        assert isinstance(worth, list)
-        self._accuracy = None if accuracy is None else float(str(accuracy))
-        self._potential = float(str(potential))
-        self._worth = {(str(slot_id), int(birth)): float(value) for slot_id, birth, value in worth}
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state. Raises KeyError, TypeError or ValueError, and stays as it is, for others."""
+        accuracy = None if state["accuracy"] is None else float(state["accuracy"])
+        potential = float(state["potential"])
+        worth = {(str(slot_id), int(birth)): float(value) for slot_id, birth, value in state["worth"]}
+        self._accuracy, self._potential, self._worth = accuracy, potential, worth
 
     def _contribution(self, view: SlotView) -> float:
         record, measured = view.record, view.measurement.contribution

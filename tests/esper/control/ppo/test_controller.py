@@ -73,7 +73,12 @@ def test_a_saved_controller_goes_on_the_same() -> None:
     for number in (4, 5):
         assert one.decide(run(number)) == other.decide(run(number))
         assert one.episode.values[-1] == other.episode.values[-1]
-    for wrong in ({}, {**one.state_dict(), "slots": ["r9c9"]}, {**one.state_dict(), "state": [1.0]}):
+    for wrong in (
+        {},
+        {**one.state_dict(), "rewards": {"accuracy": 1.0}},
+        {**one.state_dict(), "slots": ["r9c9"]},
+        {**one.state_dict(), "state": [1.0]},
+    ):
         with pytest.raises(BadState):
             other.load_state_dict(wrong)
 
