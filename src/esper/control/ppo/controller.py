@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esper.bits import bits_of
 from esper.control.actions import Decision
 from esper.control.ppo.config import PpoConfig
 from esper.control.ppo.episode import Episode
@@ -36,6 +38,14 @@ class Learned:
         size = observation_size(space)
         policy = Policy(Sizes.of(size, space), config.hidden, seed)
         return cls(space, policy, RunningStatistics(size))
+
+    def digest(self) -> str:
+        """Of all that decisions follow from; the same in every process."""
+        digest = hashlib.blake2b(repr(self.space).encode(), digest_size=8)
+        for module in (self.policy, self.statistics):
+            for values in module.state_dict().values():
+                digest.update(bits_of(values))
+        return digest.hexdigest()
 
 
 @dataclass
@@ -106,15 +116,15 @@ class PpoController:
         policy nor what is recorded to learn from is among them.
         """
         state = None if self._state is None else self._state.flatten().tolist()
-        return {"state": state, "rewards": self.rewards.state(), "slots": list(self.learned.space.slots)}
+        return {"state": state, "rewards": self.rewards.state(), "policy": self.learned.digest()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state. Raises BadState, and stays as it is, for one of another policy."""
         saved, hidden = state.get("state"), self.learned.policy.hidden
         if saved is not None and (not isinstance(saved, list) or len(saved) != hidden):
             raise BadState("ppo.state", saved, f"a list of {hidden} numbers")
-        if state.get("slots") != list(self.learned.space.slots):
-            raise BadState("ppo.slots", state.get("slots"), ", ".join(self.learned.space.slots))
+        if state.get("policy") != (digest := self.learned.digest()):
+            raise BadState("ppo.policy", state.get("policy"), f"{digest}, the digest of the policy here")
         try:
             self.rewards.load(state["rewards"])
         except (KeyError, TypeError, ValueError) as error:

@@ -68,7 +68,7 @@ class Rewards:
         return {"accuracy": self._accuracy, "potential": self._potential, "worth": worth}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state. Raises KeyError, TypeError or ValueError, and stays as it is, for others."""
+        """Go on from a saved state. Raises KeyError, TypeError or ValueError for others, and is as it was."""
         accuracy = None if state["accuracy"] is None else float(state["accuracy"])
         potential = float(state["potential"])
         worth = {(str(slot_id), int(birth)): float(value) for slot_id, birth, value in state["worth"]}

@@ -76,7 +76,7 @@ def test_a_saved_controller_goes_on_the_same() -> None:
     for wrong in (
         {},
         {**one.state_dict(), "rewards": {"accuracy": 1.0}},
-        {**one.state_dict(), "slots": ["r9c9"]},
+        controller(seed=1).state_dict(),
         {**one.state_dict(), "state": [1.0]},
     ):
         with pytest.raises(BadState):
