@@ -146,11 +146,15 @@ def draw(found: dict[TaskName, dict[str, list[Run]]], policy: Path | None, path:
         lessons = [json.loads(line) for line in (policy / LESSONS).read_text().splitlines()]
         numbers = [lesson["number"] for lesson in lessons]
         axes = every[-1]
-        axes.plot(numbers, [lesson["accuracy"] for lesson in lessons], "o-", color="#225ea8", markersize=4)
         axes.set_title(f"while it is learned ({lessons[0]['episodes']} runs an update)")
         axes.set_xlabel("update")
-        axes.set_ylabel("mean accuracy at a run's end (points)")
         axes.grid(alpha=0.3)
+        for side, name, label, color in (
+            (axes, "reward", "mean reward of a run", "#225ea8"),
+            (axes.twinx(), "accuracy", "mean accuracy at a run's end (points)", "#41b6c4"),
+        ):
+            side.plot(numbers, [lesson[name] for lesson in lessons], "o-", color=color, markersize=4)
+            side.set_ylabel(label, color=color)
     for axes, (task, runs) in zip(every, found.items(), strict=False):
         for place, ones in enumerate(runs.values()):
             values = [one.accuracy for one in ones]
