@@ -19,16 +19,14 @@ class PpoMode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RewardConfig:
-    """What an epoch is worth: see `esper.control.ppo.reward`. Accuracy is what a run is for: by the defaults
-    all that the other parts add up to in sixty epochs is worth two points of it at most.
-    """
+    """What an epoch is worth, each part bounded: see `esper.control.ppo.reward`."""
 
-    gain: float = 1.0  # of points of accuracy gained / gain_scale
-    gain_scale: float = 20.0  # with which a run is worth some five in all, as values are learned best
-    contribution: float = 0.00125  # of the mean over slots of tanh(contribution / contribution_scale)
+    gain: float = 1.0  # of tanh(points of accuracy gained / gain_scale)
+    gain_scale: float = 5.0
+    contribution: float = 0.05  # of the mean over slots of tanh(contribution / contribution_scale)
     contribution_scale: float = 10.0
-    shaping: float = 0.025  # of the potential: the mean over slots of how far a stage is along
-    rent: float = 0.0005  # an epoch, of parameters added / parameters of the host
+    shaping: float = 0.1  # of the potential: the mean over slots of how far a stage is along
+    rent: float = 0.01  # an epoch, of parameters added / parameters of the host
 
     def __post_init__(self) -> None:
         for name in ("gain", "contribution", "shaping", "rent"):

@@ -97,7 +97,7 @@ class PpoController:
 
     def finished(self) -> Episode:
         """The episode of a run that is over. One whose last decision nothing came of has diverged: that costs
-        as much as all the accuracy that it had.
+        as much as an epoch in which all accuracy was lost.
         """
         episode = self.episode
         if not episode.choices:  # before anything was decided
@@ -108,7 +108,7 @@ class PpoController:
             episode.log_probs.append((0.0,) * len(Choice._fields))
             episode.values.append(0.0)
         if len(episode.rewards) < len(episode.choices):
-            episode.rewards.append(-self.rewards.held)  # and nothing to come: `bootstrap` is 0 still
+            episode.rewards.append(-self.config.reward.gain)  # and nothing to come: `bootstrap` is 0 still
         return episode
 
     def state_dict(self) -> dict[str, object]:

@@ -26,17 +26,17 @@ _ALONG: Mapping[Stage, float] = MappingProxyType(
 class Rewards:
     """The rewards of one run, epoch by epoch.
 
-    gain * points gained / gain_scale
+    gain * tanh(points gained / gain_scale)
     + contribution * mean over slots of tanh(contribution / contribution_scale)
     + shaping * (gamma * potential now - potential before)
     - rent * parameters added / parameters of the host
 
     The accuracy itself is in it, since a host comes to rely on whatever was mixed in early: a seed may have a
-    high contribution in a network that is no better for it. Its gains add up to what the run came to, and are
-    bounded as that is; each bounded by itself, slow learning would be worth more than fast.
-
-    A fossil's contribution is not measured any more: it counts as it was last. The shaping is potential-based
-    (Ng, Harada and Russell 1999), so it changes no order of policies.
+    high contribution in a network that is no better for it. Each epoch's gain is bounded by itself: what a
+    host gains in its first epochs, whatever is grown, would drown what seeds bring. That makes slow learning
+    worth somewhat more than fast. A fossil's contribution is not measured any more: it counts as it was last.
+    The shaping is potential-based (Ng, Harada and Russell 1999), so it changes no
+    order of policies.
     """
 
     def __init__(self, config: RewardConfig, gamma: float, costs: Mapping[tuple[str, str], float]) -> None:
@@ -58,16 +58,11 @@ class Rewards:
             self._costs.get((view.record.slot_id, str(view.record.blueprint)), 0.0) for view in signals.slots
         )
         return (
-            config.gain * (signals.accuracy - before) / config.gain_scale
+            config.gain * math.tanh((signals.accuracy - before) / config.gain_scale)
             + config.contribution * worth
             + config.shaping * (self._gamma * self._potential - potential)
             - config.rent * rent
         )
-
-    @property
-    def held(self) -> float:
-        """What the accuracy of the last epoch was worth."""
-        return self._config.gain * (self._accuracy or 0.0) / self._config.gain_scale
 
     def state(self) -> dict[str, object]:
         """Plain values that `load` takes back."""

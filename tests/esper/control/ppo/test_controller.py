@@ -61,7 +61,7 @@ def test_a_run_that_breaks_off_has_terminated(decided: int) -> None:
         one.decide(run(number))
     episode = one.finished()
     assert len(episode.rewards) == len(episode.choices) == max(1, decided)
-    assert episode.rewards[-1] == -10.0 * decided / CONFIG.reward.gain_scale  # all that it had
+    assert episode.rewards[-1] == -CONFIG.reward.gain
     assert episode.bootstrap == 0.0
 
 

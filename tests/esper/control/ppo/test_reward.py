@@ -20,13 +20,11 @@ def rewards(gamma: float = 0.9, **parts: float) -> Rewards:
     return Rewards(RewardConfig(**{**NOTHING, **parts}), gamma, costs)
 
 
-def test_the_accuracy_that_was_gained_adds_up_to_what_the_run_came_to() -> None:
+def test_the_accuracy_that_was_gained_counts_and_is_bounded() -> None:
     found = rewards(gain=2.0)
-    accuracies = (50.0, 52.5, 90.0, 80.0)
-    told = [found.of(epoch(accuracies=accuracies[: count + 1])) for count in range(len(accuracies))]
-    assert told[:2] == [0.0, pytest.approx(2.0 * 2.5 / 20.0)]
-    assert math.fsum(told) == pytest.approx(2.0 * 30.0 / 20.0)
-    assert found.held == pytest.approx(2.0 * 80.0 / 20.0)
+    assert found.of(epoch(accuracies=(50.0,))) == 0.0
+    assert found.of(epoch(accuracies=(50.0, 52.5))) == pytest.approx(2.0 * math.tanh(0.5))
+    assert found.of(epoch(accuracies=(50.0, 52.5, 0.0))) == pytest.approx(-2.0, abs=1e-6)
 
 
 def test_contributions_count_and_a_fossils_as_it_was_last() -> None:
