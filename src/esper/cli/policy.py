@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -52,7 +51,7 @@ def policy_for(
             one = learner.lessons[-1]
             if first:
                 with (folder / LESSONS).open("a", encoding="utf-8") as lines:
-                    lines.write(json.dumps(to_plain(one)) + os.linesep)
+                    lines.write(json.dumps(to_plain(one)) + "\n")
             say(
                 f"update {one.number} of {wanted}: {one.episodes} runs to accuracy {one.accuracy:.2f}, "
                 f"reward {one.reward:.3f}, entropy {one.update.entropy:.3f}, explained variance "

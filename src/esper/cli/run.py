@@ -91,7 +91,7 @@ def run(
                 ) as trainer,
                 _stopping(trainer),
             ):
-                with suppress(NoCheckpoint) if again or learned else nullcontext():
+                with suppress(NoCheckpoint) if again or (learned and policy is None) else nullcontext():
                     # It may have died before its first; and learning a policy writes none.
                     if resume or again:
                         progress.say(f"goes on from {checkpoints.resume(trainer)}")

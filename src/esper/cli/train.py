@@ -23,7 +23,7 @@ from esper.errors import (
 RUNS = "esper-runs"
 _CHECKPOINT_EVERY = 10
 # Raised by all ranks alike.
-_ON_ALL = (CheckpointRefused, GrowthFailed, NoCheckpoint, TrainingDiverged)
+_ON_ALL = (GrowthFailed, NoCheckpoint, TrainingDiverged)
 # Not from where they are defined: `esper --help` takes no second to load torch.
 _TASKS = ("digits", "pydoc", "cifar10")
 
