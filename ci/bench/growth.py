@@ -31,7 +31,6 @@ from esper.control import IdleController
 from esper.distributed.growth import birth_generator
 from esper.lifecycle import Stage
 from esper.training import (
-    Learner,
     TrainConfig,
     Trainer,
     build_controller,
@@ -40,6 +39,7 @@ from esper.training import (
     load_policy,
     preset,
 )
+from esper.training.environments import fresh_policy
 from esper.training.policies import NAME
 from esper.training.tasks import TaskName
 
@@ -75,9 +75,8 @@ def train(task: TaskName, way: str, seed: int, epochs: int | None, policy: Path 
     learned = None
     if way == "ppo":
         assert policy is not None
-        with Learner(config) as learner:
-            load_policy(policy / NAME, learner.learned)
-            learned = learner.learned
+        learned = fresh_policy(config)
+        load_policy(policy / NAME, learned)
     controller = IdleController() if way == "oracle" else build_controller(config, learned)
     begun = time.perf_counter()
     with Trainer(model, build_task(config), controller, config) as trainer:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from esper.control.ppo.controller import Learned
 from esper.training import Learner, TrainConfig, load_policy, resume_policy, save_policy
+from esper.training.environments import fresh_policy
 from esper.training.plain import to_plain
 from esper.training.policies import NAME
 
@@ -35,10 +36,11 @@ def policy_for(
 
     Raises CheckpointRefused for a file of another policy, and as `Learner.lesson` and `save_policy`.
     """
+    if file is not None:
+        learned = fresh_policy(config)
+        load_policy(file, learned)
+        return learned
     with Learner(config, group=group, device=str(device), data_dir=data_dir) as learner, stopping(learner):
-        if file is not None:
-            load_policy(file, learner.learned)
-            return learner.learned
         kept, first = folder / NAME, group is None or dist.get_rank(group) == 0
         # Which the ranks see alike once the first has told them, also where a disk shows it late.
         if learner.agreement.texts(str(kept.exists() if first else ""), "the policy")[0] == "True":

@@ -26,6 +26,11 @@ def space_of(model: GrownModel, config: TrainConfig) -> ActionSpace:
     return ActionSpace(tuple(model.slot_ids), ppo.blueprints, ppo.blends, ppo.targets, ppo.tempos)
 
 
+def fresh_policy(config: TrainConfig) -> Learned:
+    """A policy for the config's host that has learned nothing, the same in every process."""
+    return Learned.fresh(space_of(build_model(config), config), config.ppo, config.seed)
+
+
 def costs_of(model: GrownModel, config: TrainConfig) -> dict[tuple[str, str], float]:
     """By slot and blueprint a seed's parameters as a share of the model's.
 

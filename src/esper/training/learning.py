@@ -21,7 +21,7 @@ from esper.distributed.agreement import Agreement
 from esper.distributed.digest import stable_digest
 from esper.training.build import build_model, build_task
 from esper.training.config import TrainConfig
-from esper.training.environments import Environment, costs_of, space_of
+from esper.training.environments import Environment, costs_of, fresh_policy
 from esper.training.watchdog import watch
 
 _EPSILON = 1e-5  # Adam's, as is usual for this algorithm
@@ -65,9 +65,8 @@ class Learner:
         self.agreement = Agreement(group, config.agreement)
         rank, size = (0, 1) if self._training is None else (group_rank(group), dist.get_world_size(group))
         self._task = build_task(config, data_dir=data_dir, rank=rank, world_size=size)
-        model = build_model(config)
-        self._costs = costs_of(model, config)
-        self.learned = Learned.fresh(space_of(model, config), config.ppo, config.seed)
+        self._costs = costs_of(build_model(config), config)
+        self.learned = fresh_policy(config)
         self.optimizer = torch.optim.Adam(self.learned.policy.parameters(), lr=config.ppo.lr, eps=_EPSILON)
         self.lessons: list[Lesson] = []
         self._asked_to_stop = False

@@ -15,6 +15,7 @@ from esper.model import GrownModel
 from esper.training.build import build_controller, build_model, build_task
 from esper.training.callbacks import Callback
 from esper.training.config import TrainConfig
+from esper.training.environments import fresh_policy
 from esper.training.history import History
 from esper.training.learning import Learner
 from esper.training.policies import load_policy
@@ -60,14 +61,13 @@ def train_ppo(
     Raises CheckpointRefused for a file that is no such policy, and as `Learner.lesson`, too.
     """
     named = replace(config, controller=ControllerName.PPO)
-    with Learner(named, group=group, device=device, data_dir=data_dir) as learner:
-        if policy is None:
-            learner.run()
-        else:
-            load_policy(policy, learner.learned)
-        return _train(
-            named, learner.learned, group=group, device=device, data_dir=data_dir, callbacks=callbacks
-        )
+    if policy is None:
+        with Learner(named, group=group, device=device, data_dir=data_dir) as learner:
+            learned = learner.run()
+    else:
+        learned = fresh_policy(named)
+        load_policy(policy, learned)
+    return _train(named, learned, group=group, device=device, data_dir=data_dir, callbacks=callbacks)
 
 
 def _train(
