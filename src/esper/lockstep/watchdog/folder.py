@@ -51,8 +51,8 @@ def make_folder(run_dir: Path | None, token: str, restart: int) -> Path:
 
 
 def hold_folder(run_dir: Path | None, token: str, restart: int) -> tuple[Path, int]:
-    """The folder of the run, and the number of a file that keeps it from being swept for as long as it is
-    open, here or in a forked child. Raises StartError where it can't be had.
+    """The folder of the run, and the number of a file that keeps it from being swept for as long as this
+    process has it open. Raises StartError where it can't be had.
     """
     end = time.monotonic() + _SWEPT_WITHIN
     while True:
@@ -76,7 +76,7 @@ def hold(path: Path) -> int:
     """
     file = os.open(path / _HELD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        _lock(file, fcntl.LOCK_SH)
         if not os.path.samestat(os.fstat(file), (path / _HELD).stat()):
             raise FileNotFoundError(errno.ENOENT, "swept away", str(path))
     except OSError:
@@ -121,10 +121,22 @@ def _judged_at(path: Path) -> float | None:
 def _remove_unless_held(path: Path) -> None:
     file = os.open(path / _HELD, os.O_RDWR | os.O_CLOEXEC)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(file, fcntl.LOCK_EX)
         shutil.rmtree(path, ignore_errors=True)
     finally:
         os.close(file)
+
+
+def _lock(file: int, kind: int) -> None:
+    """Raises BlockingIOError where another process has a lock that does not go with it.
+
+    A lock of the process, as POSIX has them, and not of the open file: of that, a child that was forked a
+    moment ago has a share, and keeps the last rank from removing the folder if it has not run yet.
+    """
+    try:
+        fcntl.lockf(file, kind | fcntl.LOCK_NB)
+    except PermissionError as error:  # as some systems say it
+        raise BlockingIOError(*error.args) from error
 
 
 def remove_own(path: Path, rank: int) -> None:

@@ -5,13 +5,15 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from selectors import EpollSelector
 
 import pytest
 
 from esper.lockstep.errors import StartError
-from esper.lockstep.watchdog.folder import VERDICTS_KEPT, hold, hold_folder, sweep
+from esper.lockstep.watchdog.folder import VERDICTS_KEPT, hold, hold_folder, remove_if_left, sweep
 from esper.lockstep.watchdog.processes import Processes
 
 
@@ -22,6 +24,26 @@ def folder(base: Path, digit: str) -> Path:
     return path
 
 
+@contextmanager
+def in_another_process(do: Callable[[], object]) -> Iterator[None]:
+    """Has been done there, and the process lives."""
+    (done, tell), (wait, end) = os.pipe(), os.pipe()
+    if (child := os.fork()) == 0:
+        os.close(end)
+        do()
+        os.write(tell, b".")
+        os.read(wait, 1)
+        os._exit(0)
+    os.close(tell)
+    assert os.read(done, 1) == b"."
+    try:
+        yield
+    finally:
+        for file in (done, wait, end):
+            os.close(file)
+        os.waitpid(child, 0)
+
+
 def test_only_what_nobody_holds_any_more_is_swept(tmp_path: Path) -> None:
     left, living, judged, foreign = (folder(tmp_path, digit) for digit in "abcd")
     other = tmp_path / "lockstep.of-another-kind"
@@ -29,32 +51,36 @@ def test_only_what_nobody_holds_any_more_is_swept(tmp_path: Path) -> None:
     for path in (left, judged, other):
         os.close(hold(path))  # as its ranks' ends do
     (judged / "verdict.json").touch()
-    held = hold(living)
-    sweep(tmp_path)
-    # One whose ranks have not come to hold it yet may be about to begin.
-    assert {path.name for path in tmp_path.iterdir()} == {
-        path.name for path in (living, judged, foreign, other)
-    }
-    os.close(held)
+    with in_another_process(lambda: hold(living)):
+        sweep(tmp_path)
+        # One whose ranks have not come to hold it yet may be about to begin.
+        assert {path.name for path in tmp_path.iterdir()} == {
+            path.name for path in (living, judged, foreign, other)
+        }
     sweep(tmp_path)
     assert not living.exists()
 
 
+def test_a_child_that_has_only_just_been_forked_holds_nothing(tmp_path: Path) -> None:
+    path = folder(tmp_path, "a")
+    held = hold(path)
+    with in_another_process(lambda: None):
+        os.close(held)
+        remove_if_left(path)
+        assert not path.exists()
+
+
 def test_the_last_few_verdicts_stay(tmp_path: Path) -> None:
     by_age = [folder(tmp_path, digit) for digit in "50718234"[: VERDICTS_KEPT + 2]]
-    held = {}
     for age, path in enumerate(by_age):
-        held[path] = hold(path)
+        os.close(hold(path))
         (path / "verdict.json").touch()
         os.utime(path / "verdict.json", (1e9 - age, 1e9 - age))
     living = by_age[VERDICTS_KEPT]
 
-    for path in by_age:
-        if path != living:
-            os.close(held[path])
-    sweep(tmp_path)
-    assert set(tmp_path.iterdir()) == {*by_age[:VERDICTS_KEPT], living}
-    os.close(held[living])
+    with in_another_process(lambda: hold(living)):
+        sweep(tmp_path)
+        assert set(tmp_path.iterdir()) == {*by_age[:VERDICTS_KEPT], living}
     sweep(tmp_path)
     assert set(tmp_path.iterdir()) == set(by_age[:VERDICTS_KEPT])
 
@@ -72,27 +98,27 @@ def test_a_folder_that_is_being_swept_is_made_anew(
     swept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (path := tmp_path / "attempt-0-0123abcd").mkdir(mode=0o700)
-    sweeping = (path / "held").open("w")
-    fcntl.flock(sweeping, fcntl.LOCK_EX)
     slept: list[float] = []
 
     def sleep(seconds: float) -> None:
         slept.append(seconds)
         if swept and len(slept) == 3:
             shutil.rmtree(path)
-            sweeping.close()
+
+    def begin_to_sweep() -> None:
+        fcntl.lockf(os.open(path / "held", os.O_RDWR | os.O_CREAT, 0o600), fcntl.LOCK_EX)
 
     monkeypatch.setattr(time, "sleep", sleep)
     monkeypatch.setattr(time, "monotonic", lambda: sum(slept))
-    if swept:
-        found, held = hold_folder(tmp_path, "0123abcd" * 4, 0)
-        assert (found, len(slept)) == (path, 3)
-        assert os.path.samestat(os.fstat(held), (path / "held").stat())
-        os.close(held)
-    else:
-        with pytest.raises(StartError, match="for 2 s another process has been sweeping it away"):
-            hold_folder(tmp_path, "0123abcd" * 4, 0)
-        sweeping.close()
+    with in_another_process(begin_to_sweep):
+        if swept:
+            found, held = hold_folder(tmp_path, "0123abcd" * 4, 0)
+            assert (found, len(slept)) == (path, 3)
+            assert os.path.samestat(os.fstat(held), (path / "held").stat())
+            os.close(held)
+        else:
+            with pytest.raises(StartError, match="for 2 s another process has been sweeping it away"):
+                hold_folder(tmp_path, "0123abcd" * 4, 0)
 
 
 def test_a_process_that_was_reaped_by_others_is_told_a_little_later_without_its_end() -> None:
