@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from esper.control.ppo.controller import Learned
+from esper.distributed.agreement import Agreement
 from esper.training import Learner, TrainConfig, load_policy, resume_policy, save_policy
 from esper.training.environments import fresh_policy
 from esper.training.plain import to_plain
@@ -34,11 +35,12 @@ def policy_for(
     to its end first: after each update the folder has it, and a line of JSON about it. None: somebody asked
     for an early end.
 
-    Raises CheckpointRefused for a file of another policy, and as `Learner.lesson` and `save_policy`.
+    Raises as `load_policy`, `Learner.lesson` and `save_policy`.
     """
     if file is not None:
         learned = fresh_policy(config)
-        load_policy(file, learned)
+        with Agreement(group, config.agreement) as agreement:
+            load_policy(file, learned, agreement)
         return learned
     with Learner(config, group=group, device=str(device), data_dir=data_dir) as learner, stopping(learner):
         kept, first = folder / NAME, group is None or dist.get_rank(group) == 0

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from esper.control import ControllerName
 from esper.control.ppo.controller import Learned
+from esper.distributed.agreement import Agreement
 from esper.model import GrownModel
 from esper.training.build import build_controller, build_model, build_task
 from esper.training.callbacks import Callback
@@ -58,7 +59,7 @@ def train_ppo(
     """Collective: every rank, same order. As `train_heuristic`, but by a policy: the one in the file `policy`
     (see `save_policy`), or one that is learned first, as the config's `ppo` says.
 
-    Raises CheckpointRefused for a file that is no such policy, and as `Learner.lesson`, too.
+    Raises as `load_policy` and `Learner.lesson`, too.
     """
     named = replace(config, controller=ControllerName.PPO)
     if policy is None:
@@ -66,7 +67,8 @@ def train_ppo(
             learned = learner.run()
     else:
         learned = fresh_policy(named)
-        load_policy(policy, learned)
+        with Agreement(group, named.agreement) as agreement:
+            load_policy(policy, learned, agreement)
     return _train(named, learned, group=group, device=device, data_dir=data_dir, callbacks=callbacks)
 
 

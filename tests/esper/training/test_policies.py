@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from esper.control.ppo.controller import Learned
-from esper.errors import CheckpointRefused, ConfigError
+from esper.errors import CheckpointRefused, ConfigError, LifecycleDivergence
 from esper.training import (
     Learner,
     TrainConfig,
@@ -20,6 +21,7 @@ from esper.training import (
     train_ppo,
 )
 from esper.training.checkpoint import seal
+from tests.esper.ranks import run_ranks
 from tests.esper.training.test_learning import config, told
 
 
@@ -89,6 +91,42 @@ def test_what_is_no_policy_is_refused(tmp_path: Path) -> None:
     other.write_bytes(seal({"host": 1}))
     with pytest.raises(CheckpointRefused, match="it holds something else"):
         load_policy(other, fresh(config()))
+
+
+@pytest.mark.parametrize(
+    ("broken", "named"), [(None, "it cannot be read"), (b"no", "it does not begin as one")]
+)
+def test_a_file_that_one_rank_cannot_use_is_refused_by_all_at_once(
+    broken: bytes | None, named: str, file: Path, tmp_path: Path
+) -> None:
+    if broken is not None:
+        (tmp_path / "rank1").write_bytes(broken)
+
+    def body(rank: int) -> None:
+        path = file if rank == 0 else tmp_path / "rank1"
+        train_ppo(config(), policy=path, group=dist.group.WORLD)
+
+    first, second = run_ranks(body, 2, 60.0)
+    assert isinstance(first.error, CheckpointRefused)
+    assert isinstance(second.error, CheckpointRefused)
+    assert f"on rank 1 {named}" in str(first.error)
+    assert str(second.error).startswith(f"checkpoint {tmp_path / 'rank1'} is refused: {named}")
+
+
+def test_ranks_that_would_go_by_different_policies_learn_and_train_nothing(
+    file: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    with Learner(config(seed=9)) as learner:
+        save_policy(learner, other)
+
+    def body(rank: int) -> None:
+        with Learner(config(), group=dist.group.WORLD) as learner:
+            resume_policy(other if rank else file, learner)
+
+    for outcome in run_ranks(body, 2, 60.0):
+        assert isinstance(outcome.error, LifecycleDivergence)
+        assert "the policy in" in str(outcome.error)
 
 
 def test_a_run_in_one_call_goes_by_the_file_or_learns_first(file: Path) -> None:
