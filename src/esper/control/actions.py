@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 
 from esper.lifecycle.config import Blend
 
@@ -80,9 +80,18 @@ def _over(tempo: int | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do in this epoch, in order; no actions means wait."""
+    """What to do in this epoch, in order; no actions means wait.
+
+    `reasons`: why, in words for people, one an action ("": nothing to add) or none at all. They are no part
+    of what is decided.
+    """
 
     actions: tuple[Action, ...] = ()
+    reasons: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        if self.reasons and len(self.reasons) != len(self.actions):
+            raise ValueError(f"Decision: {len(self.reasons)} reasons for {len(self.actions)} actions")
 
     def digest(self) -> int:
         """63-bit digest, the same in every process (Python's own `hash` of a str is not)."""

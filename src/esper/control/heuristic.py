@@ -12,6 +12,7 @@ from esper.lifecycle.alpha import AlphaMode
 from esper.lifecycle.gates import GateConfig
 from esper.lifecycle.stage import Stage, has_seed
 
+_Deed = tuple[Action, str]  # and why; of an advance that is what its gate says
 _COUNTS = ("plateau_epochs", "stable_epochs", "failing_epochs", "max_holding_epochs", "max_growing")
 _SHARES = ("stable_fall", "stable_rise", "penalty_decay")
 _POINTS = ("plateau_points", "failing_points", "min_contribution", "prune_penalty", "penalty_limit")
@@ -75,11 +76,11 @@ class HeuristicController:
 
     def decide(self, signals: EpochSignals) -> Decision:
         """What to do after this epoch. Call it once an epoch: turns are taken with each call."""
-        actions = [action for view in signals.slots if (action := self._on_seed(view)) is not None]
+        deeds = [deed for view in signals.slots if (deed := self._on_seed(view)) is not None]
         germination = self._germination(signals)
         if germination is not None:
-            actions.append(germination)
-        return Decision(tuple(actions))
+            deeds.append(germination)
+        return Decision(tuple(action for action, _ in deeds), tuple(reason for _, reason in deeds))
 
     def state_dict(self) -> dict[str, object]:
         """Plain values that `load_state_dict` takes back."""
@@ -96,36 +97,41 @@ class HeuristicController:
         self._turn = turn
         self._penalties = {str(name): float(value) for name, value in penalties.items()}
 
-    def _on_seed(self, view: SlotView) -> Action | None:
+    def _on_seed(self, view: SlotView) -> _Deed | None:
         record = view.record
         if record.alpha_mode == AlphaMode.DOWN:
             return None
         match record.stage:
             case Stage.GERMINATED:
-                return Advance(record.slot_id)
+                return Advance(record.slot_id), ""
             case Stage.TRAINING:
                 return self._on_training(view)
             case Stage.BLENDING:
-                return Advance(record.slot_id) if record.alpha_mode == AlphaMode.HOLD else None
+                return (Advance(record.slot_id), "") if record.alpha_mode == AlphaMode.HOLD else None
             case Stage.HOLDING:
                 return self._on_holding(view)
         return None
 
-    def _on_training(self, view: SlotView) -> Action:
+    def _on_training(self, view: SlotView) -> _Deed:
+        if self._failing(view):
+            lost = f"{view.improvement:+.2f} points of accuracy since it began"
+            return self._prune(view, f"failing: {lost}, below -{self.config.failing_points:g}")
         # Waiting on for its gate would hold up growth for as long as the run lasts.
-        overdue = view.record.epochs_in_stage >= self.gates.max_training_epochs
-        if self._failing(view) or (overdue and not gate_for(view, self.gates).passed):
-            return self._prune(view)
-        return Advance(view.record.slot_id)
+        limit = self.gates.max_training_epochs
+        if view.record.epochs_in_stage >= limit and not (gate := gate_for(view, self.gates)).passed:
+            return self._prune(view, f"{gate}, and it has had its {limit} epochs")
+        return Advance(view.record.slot_id), ""
 
-    def _on_holding(self, view: SlotView) -> Action | None:
-        if gate_for(view, self.gates).passed:
+    def _on_holding(self, view: SlotView) -> _Deed | None:
+        gate = gate_for(view, self.gates)
+        if gate.passed:
             self._penalties.pop(str(view.record.blueprint), None)
-            return Advance(view.record.slot_id)
-        contribution = view.measurement.contribution
-        useless = contribution is not None and contribution < self.config.min_contribution
-        if useless or view.record.epochs_in_stage >= self.config.max_holding_epochs:
-            return self._prune(view)
+            return Advance(view.record.slot_id), ""
+        contribution, limit = view.measurement.contribution, self.config.max_holding_epochs
+        if contribution is not None and contribution < self.config.min_contribution:
+            return self._prune(view, f"of little use: below {self.config.min_contribution:g} points")
+        if view.record.epochs_in_stage >= limit:
+            return self._prune(view, f"{gate}, and it has been held for {limit} epochs")
         return None
 
     def _failing(self, view: SlotView) -> bool:
@@ -133,13 +139,13 @@ class HeuristicController:
             return False
         return view.improvement < -self.config.failing_points
 
-    def _prune(self, view: SlotView) -> Prune:
+    def _prune(self, view: SlotView, reason: str) -> _Deed:
         blueprint = view.record.blueprint
         if blueprint in self.config.blueprints:
             self._penalties[blueprint] = self._penalties.get(blueprint, 0.0) + self.config.prune_penalty
-        return Prune(view.record.slot_id)
+        return Prune(view.record.slot_id), reason
 
-    def _germination(self, signals: EpochSignals) -> Germinate | None:
+    def _germination(self, signals: EpochSignals) -> _Deed | None:
         records = [view.record for view in signals.slots]
         growing = sum(has_seed(record.stage) and record.stage is not Stage.FOSSILIZED for record in records)
         vacant = [record.slot_id for record in records if record.stage is Stage.DORMANT]
@@ -148,7 +154,13 @@ class HeuristicController:
         if not (self._stabilised(signals.losses) and self._on_plateau(signals.accuracies)):
             return None
         blueprint = self._next_blueprint()
-        return None if blueprint is None else Germinate(vacant[0], blueprint)
+        if blueprint is None:
+            return None
+        config = self.config
+        gained = (
+            f"less than {config.plateau_points:g} points gained in each of {config.plateau_epochs} epochs"
+        )
+        return Germinate(vacant[0], blueprint), f"a plateau: {gained}"
 
     def _stabilised(self, losses: tuple[float, ...]) -> bool:
         """Whether the host has ever been stable for long enough: later noise does not undo it."""

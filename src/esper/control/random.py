@@ -45,7 +45,7 @@ class RandomController:
         actions = [action for view in signals.slots if (action := self._on_seed(view, draw)) is not None]
         if (germination := self._germination(signals, draw)) is not None:
             actions.append(germination)
-        return Decision(tuple(actions))
+        return Decision(tuple(actions), ("drawn",) * len(actions))
 
     def _on_seed(self, view: SlotView, draw: random.Random) -> Action | None:
         record, chance = view.record, draw.random()

@@ -7,7 +7,9 @@ from esper.training.history import EpochResult
 
 
 def deeds(result: EpochResult) -> list[str]:
-    """A phrase for each action of the epoch's decision, with the gate's verdict or what was measured."""
+    """A phrase for each action of the epoch's decision, with the gate's verdict or what was measured, and
+    what the controller says of it.
+    """
     if result.panicking:
         return [
             f"undone: the loss of rank {', '.join(map(str, result.panicking))} says that it was destroyed"
@@ -16,7 +18,8 @@ def deeds(result: EpochResult) -> list[str]:
     records = {record.slot_id: record for record in result.records}
     measured = dict(zip(records, result.measurements, strict=True))
     told = []
-    for action in result.decision.actions:
+    reasons = result.decision.reasons or ("",) * len(result.decision.actions)
+    for action, reason in zip(result.decision.actions, reasons, strict=True):
         slot_id = action.slot_id
         if isinstance(action, Germinate):
             told.append(f"{slot_id}: {_words('germinate', action.blueprint, action.manner)}")
@@ -36,6 +39,8 @@ def deeds(result: EpochResult) -> list[str]:
                 f"{slot_id}: {prune} in epoch {record.epochs_in_stage} of {record.stage.name}, "
                 f"contribution {worth}"
             )
+        if reason:
+            told[-1] += f" ({reason})"
     return told
 
 

@@ -59,7 +59,7 @@ def test_a_run_is_shown_and_stays(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in shown[1:] if line.startswith("    ") and line[4].isdigit()] == list(
         "1234"
     )
-    assert "      r0c0: germinate norm" in shown
+    assert any(line.startswith("      r0c0: germinate norm (a plateau: ") for line in shown)
     assert any(line.startswith("      r0c0: advance from GERMINATED, G1 passed") for line in shown)
     run = Path("esper-runs/digits-heuristic-0-1")
     assert {path.name.partition(".tfevents")[0] for path in run.iterdir()} == {

@@ -22,6 +22,14 @@ actions: st.SearchStrategy[Action] = st.one_of(
 decisions = st.builds(Decision, st.lists(actions, max_size=3).map(tuple))
 
 
+def test_why_something_is_done_is_no_part_of_what_is_decided() -> None:
+    one, other = (Decision((Advance("r0c0"),), (reason,)) for reason in ("drawn", ""))
+    assert one == other == Decision((Advance("r0c0"),))
+    assert one.digest() == other.digest()
+    with pytest.raises(ValueError, match="2 reasons for 1 actions"):
+        Decision((Advance("r0c0"),), ("drawn", "twice"))
+
+
 @given(decisions, decisions)
 def test_digests_are_equal_when_decisions_are(one: Decision, other: Decision) -> None:
     assert (one.digest() == other.digest()) == (one == other)

@@ -183,6 +183,28 @@ def test_nothing_to_do_for(stage: Stage) -> None:
     assert decide(HeuristicController(), slot(stage)) == ()
 
 
+@pytest.mark.parametrize(
+    ("record", "last", "measured", "reason"),
+    [
+        (EMPTY, 50.0, {}, "a plateau: less than 0.5 points gained in each of 3 epochs"),
+        (slot(Stage.GERMINATED), 50.0, {}, ""),
+        (slot(Stage.TRAINING, 5), 47.0, {}, "failing: -3.00 points of accuracy since it began, below -2"),
+        (slot(Stage.TRAINING, 20), 50.0, {"gradient_ratio": 0.0}, ", and it has had its 20 epochs"),
+        (slot(Stage.HOLDING, 3), 50.0, {"contribution": 0.25}, "of little use: below 0.5 points"),
+        (slot(Stage.HOLDING, 10), 50.0, {"contribution": 0.6}, ", and it has been held for 10 epochs"),
+    ],
+)
+def test_it_says_why(record: SlotRecord, last: float, measured: dict[str, Any], reason: str) -> None:
+    measurement = replace(HEALTHY, **measured)
+    signals = EpochSignals.of(9, FLAT, [*[50.0] * 20, last], [record], [measurement])
+    decision = HeuristicController().decide(signals)
+    (said,) = decision.reasons
+    assert said.endswith(reason)
+    assert bool(said) is bool(reason)
+    if said.startswith("G"):
+        assert "failed: " in said
+
+
 def test_blueprints_take_turns() -> None:
     controller = HeuristicController()
     chosen = [decide(controller, EMPTY)[0] for _ in range(3)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -94,7 +95,10 @@ class PpoController:
         episode.log_probs.append(tuple(log_probs(one, tensors, chosen)[0].tolist()))
         episode.values.append(float(value))
         self.observed.append(observed)
-        return self.learned.space.decision(choice)
+        decision = self.learned.space.decision(choice)
+        likely = math.exp(math.fsum(episode.log_probs[-1]))
+        reason = f"of probability {likely:.2f}, where the value was {float(value):+.2f}"
+        return replace(decision, reasons=(reason,) * len(decision.actions))
 
     def finished(self) -> Episode:
         """The episode of a run that is over. One whose last decision nothing came of has diverged: that costs

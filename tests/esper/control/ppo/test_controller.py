@@ -52,6 +52,10 @@ def test_what_was_decided_is_recorded_with_what_came_of_it() -> None:
     assert all(reward > 0.0 for reward in episode.rewards)  # ten points each
     assert episode.bootstrap != 0.0  # cut off, not over
     assert len(one.observed) == EPOCHS - 1
+    for decision, chances, value in zip(decided, episode.log_probs, episode.values, strict=False):
+        said = f"of probability {math.exp(sum(chances)):.2f}, where the value was {value:+.2f}"
+        assert decision.reasons == (said,) * len(decision.actions)
+    assert any(decision.reasons for decision in decided)
 
 
 @pytest.mark.parametrize("decided", [0, 2])
