@@ -3,12 +3,12 @@
     .venv/bin/python ci/bench/overhead.py [--ranks N ...] [--rounds N] [--json FILE]
 
 trained  an epoch of the trainer on the preset's config, with what the command gives it: log, TensorBoard's
-         events, and lines into a file, all on the first rank. Two exchanges, the model wrapped anew,
-         BatchNorm's statistics averaged, the governor's snapshot and the decision count as overhead, too
+         events, and lines into a file, all on the first rank. Two exchanges, BatchNorm's statistics
+         averaged, the governor's snapshot and the decision count as overhead, too
 audited  such an epoch with the audit that each tenth one has
 bare     an epoch's own work: the same `train_on` and `evaluate_on` over the same batches, on the very same
-         model and optimiser, on ranks in the same DDP, wrapped before. It exchanges nothing but gradients:
-         its ranks know neither the accuracy of all nor whether they are alike, and nothing is written
+         model and optimiser, on ranks in the very same DDP. It exchanges nothing but gradients: its ranks
+         know neither the accuracy of all nor whether they are alike, and nothing is written
 saved    trained, with the checkpoint that the command writes each tenth epoch
 
 `epoch`, nine trained and one audited, has the limit. Checkpoints are no overhead of an epoch's; what comes
@@ -36,7 +36,6 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import timedelta
 from functools import partial
-from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +46,7 @@ from torch import nn
 
 from esper.cli.progress import Counted, Silent, progress_for
 from esper.cli.record import Record
-from esper.distributed.replicate import replicate
+from esper.distributed.replicate import Replica
 from esper.training import (
     Checkpoints,
     History,
@@ -111,8 +110,12 @@ class Bench:
         """Collective: every rank, same order. An epoch of one side."""
         self.number += 1
         if name.startswith("bare"):
-            # Gone again before the trainer wraps its own: two would hook into the same parameters.
-            return together(partial(self.bare, self.wrapped()), self.group)
+            module = self.trainer.wrap()
+            taken = together(partial(self.bare, module), self.group)
+            if isinstance(module, Replica):
+                assert self.trainer._replication is not None
+                self.trainer._replication.keep(module)
+            return taken
         # As long as the preset's run has it at most.
         self.trainer.history = History(self.trainer.history.epochs[-50:], self.trainer.history.final)
         every = self.config.agreement.audit_every
@@ -134,14 +137,6 @@ class Bench:
         batches = self.task.train_batches(self.number)
         train_on(module, batches, trainer.optimizer, clip=clip, after_backward=lambda: None)
         evaluate_on(trainer.model, self.task.test_batches())
-
-    def wrapped(self) -> nn.Module:
-        """Collective: every rank, same order. What is trained, after the two steps in which DDP settles."""
-        model = self.trainer.model
-        module = model if self.group is None else replicate(model, self.group)
-        for inputs, _ in islice(self.task.train_batches(1), 2):
-            module(inputs).sum().backward()
-        return module
 
     def close(self) -> None:
         """Not a collective."""

@@ -72,12 +72,13 @@ def test_each_change_keeps_what_survives_and_is_everybodys(ddp: DDP, monkeypatch
     assert born == []
     assert {epoch for epoch, _ in gone} == {6}
     assert all(".r0c1." in name for _, name in gone)
-    # Anew in each epoch: over the host alone, with the seeds that learn, without the one that is frozen.
+    # Over the host alone, with the seeds that learn, without the one that is frozen; anew where that is new.
     sizes = [len(each.covered) for each in wrapped]
     host = len(list(trainer.model.host.parameters()))
     conv, norm = sizes[2] - host, sizes[3] - sizes[2]
     assert conv > 0 < norm
     assert sizes == [host, host, host + conv, host + conv + norm, host + conv + norm] + [host + conv] * 5
+    assert [each.number for each in wrapped] == [1, 1, 2, 3, 3, 4, 4, 4, 4, 4]
 
 
 @pytest.mark.ddp(4)
@@ -159,6 +160,20 @@ def test_statistics_that_one_rank_alone_has_never_reach_their_mean(ddp: DDP) -> 
             trainer.run()
         assert raised.value.guilty == (1,)
         assert "the start of epoch 2" in str(raised.value)
+
+
+@pytest.mark.ddp(4)
+def test_a_rank_that_makes_a_replica_where_the_others_go_on_with_theirs_is_named(ddp: DDP) -> None:
+    def drop(trainer: Trainer, result: EpochResult) -> None:
+        if ddp.rank == 2 and result.epoch == 7:
+            assert trainer._replication is not None
+            trainer._replication.forget()
+
+    with miniature(ddp.rank, 4, callbacks=[AfterEpoch(drop)]) as trainer:
+        with pytest.raises(LifecycleDivergence, match=r"replica: number 4 of this run .*number 5") as raised:
+            trainer.run()
+        assert raised.value.guilty == (2,)
+        assert "the start of epoch 8" in str(raised.value)
 
 
 @pytest.mark.ddp(2)

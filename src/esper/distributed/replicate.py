@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -22,11 +23,21 @@ class Replica(DistributedDataParallel):
 
     def __init__(self, module: nn.Module, **settings: Any) -> None:
         super().__init__(module, **settings)
-        learning = [each for each in module.parameters() if each.requires_grad]
+        self.number = 1  # among the replicas of a run
         # What the reducer was made for; it never learns of what requires gradients later.
-        self.covered = frozenset(map(id, learning))
-        if dist.get_backend(self.process_group) == "gloo" and _are_few(learning):
+        self._learning = _learning(module)
+        self.covered = frozenset(map(id, self._learning))
+        self._made_for = _layout(self._learning)
+        self.in_one_round = dist.get_backend(self.process_group) == "gloo" and _are_few(self._learning)
+        if self.in_one_round:
             self.register_comm_hook(self.process_group, mean_of_gradients)
+
+    def serves(self, module: nn.Module) -> bool:
+        """Whether it is as good for `module` as a new one, to the last bit.
+
+        Where gradients go in one round, a mean does not depend on the bucket that its value lies in.
+        """
+        return self.in_one_round and self.module is module and self._made_for == _layout(_learning(module))
 
     def forward(self, *inputs: Any, **keywords: Any) -> Any:
         """As the model's. Raises CounterfactualOnReplica where it is given `alpha_overrides`."""
@@ -35,13 +46,52 @@ class Replica(DistributedDataParallel):
         return super().forward(*inputs, **keywords)  # type: ignore[no-untyped-call]
 
 
+class Replication:
+    """The replicas of one run in one group, an epoch each: a new one, or the last where that serves."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._group = group
+        self._kept: Replica | None = None
+        self._made = 0
+
+    def of(self, module: nn.Module) -> Replica:
+        """`module` with its gradients averaged. Call it at each epoch's start, on every rank, and have the
+        ranks agree on the replica's `number`: a new one exchanges more in its first steps.
+        """
+        kept, self._kept = self._kept, None
+        if kept is not None and kept.serves(module):
+            return kept
+        del kept  # before there is another: two would hook into the same parameters
+        replica = replicate(module, self._group)
+        self._made += 1
+        replica.number = self._made
+        return replica
+
+    def keep(self, replica: Replica) -> None:
+        """It has been trained, and no step of it is unfinished: it may serve again."""
+        self._kept = replica
+
+    def forget(self) -> None:
+        """Go on with a new one."""
+        self._kept = None
+
+
+def _layout(parameters: Sequence[nn.Parameter]) -> frozenset[tuple[int, torch.dtype, torch.device]]:
+    return frozenset((id(each), each.dtype, each.device) for each in parameters)
+
+
+def _learning(module: nn.Module) -> list[nn.Parameter]:
+    return [each for each in module.parameters() if each.requires_grad]
+
+
 def _are_few(parameters: Sequence[nn.Parameter]) -> bool:
     here = all(each.device.type == "cpu" for each in parameters)
     return here and sum(each.numel() for each in parameters) <= SHORT
 
 
 def replicate(module: nn.Module, group: dist.ProcessGroup) -> Replica:
-    """`module` with its gradients averaged over `group`; call it anew at each epoch's start, on every rank.
+    """`module` with its gradients averaged over `group`; call it anew, on every rank, where other parameters
+    learn than before.
 
     It covers the parameters that train now, and starts with the same buckets in a resumed run. It broadcasts
     nothing, which would hide what has drifted, so the ranks must have agreed on what they replicate

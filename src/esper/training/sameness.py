@@ -37,9 +37,11 @@ def as_shown(records: Sequence[SlotRecord], alphas: Tensor) -> tuple[SlotRecord,
 
 def layout_of(model: GrownModel, module: nn.Module | None) -> dict[str, str]:
     """Names, shapes and dtypes of all parameters and buffers; of a parameter whether it learns and whether
-    `module` averages it. With other numbers of either gloo would end the processes where they are averaged.
+    `module` averages it; how many replicas there have been. With other numbers of any gloo would end the
+    processes where they are averaged, or they would wait for each other.
     """
-    covered = module.covered if isinstance(module, Replica) else None
+    replica = module if isinstance(module, Replica) else None
+    covered = None if replica is None else replica.covered
     parameters, buffers = named_tensors(model)
     return {
         **{
@@ -47,6 +49,7 @@ def layout_of(model: GrownModel, module: nn.Module | None) -> dict[str, str]:
             for name, one in parameters
         },
         **{f"buffer {name}": f"{one.dtype} {list(one.shape)}" for name, one in buffers},
+        **({} if replica is None else {"replica": f"number {replica.number} of this run"}),
     }
 
 

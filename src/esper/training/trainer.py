@@ -23,7 +23,7 @@ from esper.distributed.agreement import Agreed, Agreement
 from esper.distributed.digest import run_digest, stable_digest
 from esper.distributed.growth import growth_rng_digest
 from esper.distributed.loaders import UNKNOWN, agreed_batches, check_announced
-from esper.distributed.replicate import replicate
+from esper.distributed.replicate import Replica, Replication
 from esper.distributed.rows import AgreementRecord, RowKind
 from esper.errors import ConfigError, NotReplicated
 from esper.lifecycle.metrics import GradientTrend, MetricSums, SlotMeasurement
@@ -99,6 +99,7 @@ class Trainer:
         self.history = History()
         self.callbacks = tuple(callbacks)
         self._group = group
+        self._replication = None if group is None else Replication(group)
         self._steps = 0
         self._previous_decision = 0
         self._signals = EpochSignals(0, (), (), ())
@@ -153,6 +154,8 @@ class Trainer:
         module = self.wrap()
         self.start(epoch, module)
         train = self.train_epoch(epoch, module)
+        if self._replication is not None and isinstance(module, Replica):
+            self._replication.keep(module)
         self.average_buffers()
         test, measurements = self.evaluate()
         agreed = self.agree(epoch, train, test, measurements)
@@ -239,9 +242,9 @@ class Trainer:
         return sums
 
     def wrap(self) -> nn.Module:
-        """The module to train with: compiled if so configured, on ranks replicated anew for this epoch."""
+        """The module to train with this epoch: compiled if so configured, on ranks replicated."""
         module = self.compiler.wrap(self.model)
-        return module if self._group is None else replicate(module, self._group)
+        return module if self._replication is None else self._replication.of(module)
 
     def average_buffers(self) -> None:
         """Collective: every rank, same order. Makes BatchNorm's statistics those of all ranks' batches."""
@@ -344,11 +347,15 @@ class Trainer:
         set_random_state(saved["random"])
         self.compiler.forget()
         self.safeguard.forget()
+        if self._replication is not None:
+            self._replication.forget()
         self._trends, self._announced = {}, ()
 
     def close(self) -> None:
-        """Destroy the agreement's groups, and watch no more. Not a collective."""
+        """Destroy the agreement's groups, let go of the model, and watch no more. Not a collective."""
         self.agreement.close()
+        if self._replication is not None:
+            self._replication.forget()
         if self._watchdog is not None:
             self._watchdog.stop()
 

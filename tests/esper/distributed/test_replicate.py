@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from esper.distributed.oneround import SHORT, mean_of_gradients
-from esper.distributed.replicate import replicate
+from esper.distributed.replicate import Replication, replicate
 from pytest_esper_ddp.handle import DDP
 from tests.esper.ranks import run_ranks
 
@@ -59,6 +60,54 @@ def test_gradients_are_the_mean_over_ranks(inputs: int, sparse: bool, in_one_rou
     alone = [_gradients(_model(inputs), rank) for rank in range(RANKS)]
     for mine, each in zip(found["gradients"], zip(*alone, strict=True), strict=True):
         torch.testing.assert_close(torch.tensor(mine), sum(each) / RANKS)
+
+
+def test_a_replica_serves_for_as_long_as_a_new_one_would_be_the_same() -> None:
+    def numbers(rank: int) -> list[int]:
+        replication = Replication(dist.group.WORLD)  # type: ignore[arg-type]
+        small, large = _model(4), _model(SHORT // 8)
+        found = []
+
+        def epoch(model: nn.Module, *, finished: bool = True) -> None:
+            replica = replication.of(model)
+            replica(_batch(rank)).square().sum().backward()
+            found.append(replica.number)
+            if finished:
+                replication.keep(replica)
+
+        epoch(small)
+        epoch(small)  # 1 still
+        epoch(small, finished=False)
+        epoch(small)  # 2, since a step of the first may be under way
+        small[1].bias.requires_grad_(False)
+        epoch(small)  # 3
+        small.double()
+        epoch(small)  # 4
+        epoch(large)  # 5, another model
+        epoch(large)  # 6: what its ranks add up depends on its buckets
+        replication.forget()
+        epoch(small)  # 7
+        return found
+
+    for outcome in run_ranks(numbers, 2):
+        assert outcome.error is None
+        assert outcome.value == [1, 1, 1, 2, 3, 4, 5, 6, 7]
+
+
+def test_gradients_are_the_same_bits_whichever_replica_adds_them_up() -> None:
+    def trained(rank: int, *, lasting: bool) -> list[Any]:
+        model, replication = _model(4), Replication(dist.group.WORLD)  # type: ignore[arg-type]
+        for step in range(6):
+            replica = replication.of(model)
+            replica(_batch(rank + step)).square().sum().backward()
+            if lasting:
+                replication.keep(replica)
+        return [each.grad.tolist() for each in model.parameters() if each.grad is not None]
+
+    found = [run_ranks(partial(trained, lasting=lasting), 2) for lasting in (True, False)]
+    assert [outcome.error for outcomes in found for outcome in outcomes] == [None] * 4
+    one, *others = [outcome.value for outcomes in found for outcome in outcomes]
+    assert others == [one] * 3
 
 
 @pytest.mark.ddp(3)
