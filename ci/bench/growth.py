@@ -8,7 +8,8 @@ too, and how it was learned is shown beside; its seeds are none of those that it
 
 Equal epochs and seeds, each task's preset, one process, one thread. Accuracy, in points, and loss are means
 over a run's last five epochs, as those of one epoch move by some points. A row is the mean over the seeds and
-its standard error; the runs of one seed come one after the other.
+its standard error. Runs of one seed begin with the same host and see the same data in the same order, so what
+one way is ahead of another by is the mean of their differences seed by seed, with its standard error.
 """
 
 from __future__ import annotations
@@ -134,6 +135,16 @@ def rows(task: TaskName, runs: dict[str, list[Run]]) -> Iterator[str]:
         )
 
 
+def leads(runs: dict[str, list[Run]]) -> Iterator[str]:
+    """By how much the controllers are ahead, in points of accuracy."""
+    for way in ("heuristic", "ppo"):
+        for other in ("none", "oracle", "random"):
+            if way in runs:
+                pairs = zip(runs[way], runs[other], strict=True)
+                mean, error = spread([one.accuracy - against.accuracy for one, against in pairs])
+                yield f"{TITLES[way]} over {TITLES[other]}: {mean:+.2f} +- {error:.2f} points"
+
+
 def draw(found: dict[TaskName, dict[str, list[Run]]], policy: Path | None, path: Path) -> None:
     """Accuracy by way, with error bars; each run a point. And how the policy came to be."""
     from matplotlib.figure import Figure
@@ -184,7 +195,7 @@ def main() -> int:
     found: dict[TaskName, dict[str, list[Run]]] = {}
     for task in map(TaskName, options.tasks.split(",")):
         found[task] = compared(task, options.seeds, options.epochs, options.policy)
-        print("\n".join(rows(task, found[task])))
+        print("\n".join([*rows(task, found[task]), "", *leads(found[task]), ""]))
     if options.json is not None:
         plain = {
             task: {way: [one._asdict() for one in ones] for way, ones in runs.items()}
