@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -176,6 +178,64 @@ def test_a_process_that_a_test_has_started_ends_with_its_ranks(inner: Inner) -> 
     )
     assert inner.run().passed == {"test_starts"}
     assert eventually(lambda: not inner.alive(), within=2), inner.alive()
+
+
+SHOWN = """
+import time
+
+class Slow:
+    def __repr__(self):
+        time.sleep({seconds})
+        return "shown"
+
+def fail(slow):
+    raise ValueError("of rank 1")
+
+@ddp2
+def test_both_fail(ddp):
+    if ddp.rank == 0:
+        raise ValueError("of rank 0")
+    {before}
+"""
+
+
+def test_an_error_that_takes_long_to_show_is_waited_for(inner: Inner) -> None:
+    inner.file(SHOWN.format(seconds=0.8, before="fail(Slow())"))
+    told = inner.run().told("test_both_fail")
+    assert "ValueError: of rank 0" in told
+    assert "rank 1: ValueError: of rank 1" in told
+    assert "after the first rank had failed" not in told
+
+
+@pytest.mark.parametrize("seconds", ["0", pytest.param("1000", marks=pytest.mark.stress)])
+def test_what_comes_before_an_error_or_takes_far_longer_is_not(inner: Inner, seconds: str) -> None:
+    inner.file(SHOWN.format(seconds=seconds, before="fail(Slow())" if seconds != "0" else "time.sleep(1000)"))
+    told = inner.run().told("test_both_fail")
+    assert re.search(
+        r"rank 1 was sleeping at test_inner.py:\d+  \w+ .* after the first rank had failed", told
+    )
+
+
+def test_what_comes_after_a_report_is_not_waited_for(inner: Inner) -> None:
+    inner.file(
+        """
+import time
+
+@pytest.fixture
+def long(ddp):
+    yield
+    if ddp.rank:
+        time.sleep(1000)
+
+@ddp2
+def test_long(long, ddp):
+    raise ValueError(f"of rank {ddp.rank}")
+"""
+    )
+    begun = time.monotonic()
+    told = inner.run().told("test_long")
+    assert time.monotonic() - begun < 5.0
+    assert "rank 1: ValueError: of rank 1" in told
 
 
 def test_a_rank_without_a_processor_is_waited_for_that_much_longer(inner: Inner) -> None:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _GRACE = 0.5
 # Those of ranks that watch themselves look twice a second, and wait for each other for another.
 _GRACE_OF_WATCHDOGS = 2.5
+# And for the report of an error that the rank is known to have raised by then, which pytest is showing.
+_SHOWN_WITHIN = 5.0
 _AFTER_VERDICT = 0.1
 _STOPPED_PATIENCE = 0.5
 
@@ -88,7 +90,7 @@ class Watch:
             if now >= self.deadline:
                 result.why_ended = "timeout"
                 break
-            if self.act_at is not None and now >= self.act_at and now >= self.act_at + self._starved():
+            if self.act_at is not None and now >= self.act_at and not self._reports_soon(self.act_at, now):
                 break
         else:
             result.why_ended = None
@@ -110,6 +112,9 @@ class Watch:
                     self._leave_terminal(rank)
                 case Early():
                     self.early.setdefault(rank, []).append(message)
+                    if self.act_at is not None and self.result.why_ended == "grace" and message.failure:
+                        # Waited for beyond that, it has the same time for its teardown.
+                        self.act_at = max(self.act_at, time.monotonic() + self._grace)
                 case Unreadable(reason):
                     told = f"what it reports can't be read here: {reason}"
                     self._take(rank, Outcome((), None, {}, (), error=told))
@@ -171,6 +176,21 @@ class Watch:
         if self.act_at is None or at < self.act_at:
             self.act_at, self.result.why_ended = at, why
             self.kept = {rank: kept_waiting(self.world.pids[rank]) for rank in self.pending}
+
+    def _reports_soon(self, act_at: float, now: float) -> bool:
+        """Whether a rank that has not reported is still waited for, though the others' time is over."""
+        if now < act_at + self._starved():
+            return True
+        return self.result.why_ended == "grace" and now < act_at + _SHOWN_WITHIN and self._is_shown()
+
+    def _is_shown(self) -> bool:
+        """Whether a rank has raised an error of which nothing has come: pytest may take long to show it."""
+        if self.scenario.lockstep == "off":
+            return False
+        self.supervisor.read()
+        told = {rank for rank, early in self.early.items() if any(one.failure for one in early)}
+        ranks = self.supervisor.view.ranks
+        return any(ranks[rank].raised is not None for rank in self.pending - told)
 
     def _starved(self) -> float:
         """The most seconds for which a rank that may still report has had no processor since."""

@@ -176,7 +176,11 @@ class Raiser:
         outer, outer_thread = sys.excepthook, threading.excepthook
 
         def leaving(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-            if not self._undo or issubclass(kind, KeyboardInterrupt):
+            if not self._undo:
+                outer(kind, error, trace)
+                return
+            if issubclass(kind, KeyboardInterrupt):
+                self.raised.set()  # as below
                 outer(kind, error, trace)
                 return
             known = isinstance(error, LockstepError)
@@ -187,8 +191,11 @@ class Raiser:
                     self.said.set()
                     self.others_said.wait(_OTHERS_RAISE_WITHIN)
                 return
+            # The program is over for a reason of its own: what a signal raised here would end this hook.
+            self.raised.set()
             self._recorder.raised(error)
             outer(kind, error, trace)
+            self.said.set()
             self._known.wait(_OTHERS_SAY_WITHIN)
 
         def thread_leaving(args: threading.ExceptHookArgs) -> None:

@@ -17,6 +17,7 @@ from esper.lockstep.rank.recorder import Recorder
 from esper.lockstep.record.ledger import Ledger
 from esper.lockstep.record.reader import LedgerReader
 from esper.lockstep.watchdog.raising import Raiser
+from tests.esper.lockstep.test_once import REPORT
 
 PLACES = (
     (torch.autograd.graph, "_engine_run_backward"),
@@ -51,6 +52,26 @@ def test_all_is_as_it_was(raiser: Raiser) -> None:
     assert all(one is not other for one, other in zip(present(), before, strict=True))
     raiser.uninstall()
     assert present() == before
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+def test_nothing_is_raised_in_a_program_that_is_over_for_a_reason_of_its_own(
+    kind: type[BaseException], raiser: Raiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[BaseException] = []
+
+    def show(_: object, error: BaseException, __: object) -> None:
+        shown.append(error)
+        raiser.know(REPORT.diagnoses[0])  # as its thread does meanwhile
+        raiser.signal_main()
+
+    monkeypatch.setattr(sys, "excepthook", show)
+    raiser.install()
+    error = kind("its own")
+    sys.excepthook(kind, error, None)
+    raiser.signal_main()
+    raiser.uninstall()
+    assert shown == [error]
 
 
 def test_what_somebody_else_has_put_on_top_stays_and_ours_below_it_does_nothing(
