@@ -43,19 +43,20 @@ _PRESETS: Mapping[TaskName, Mapping[str, Any]] = MappingProxyType(
         },
         TaskName.PYDOC: {
             **_SHORT,
-            "epochs": 30,
-            "host": {"name": "gpt", "width": 32, "blocks": 2},
-            "optimizer": {"name": "adam", "lr": 0.003},
-            # A point is much of what the next byte can be foretold by.
-            "gates": {**_SHORT["gates"], "min_contribution": 0.2},
+            "epochs": 40,
+            # So small that it learns what it can in that time: a larger one would still be learning.
+            "host": {"name": "gpt", "width": 16, "blocks": 2},
+            "optimizer": {"name": "adam", "lr": 0.01},
+            # A point is much of what the next byte can be foretold by. Most gradients are the embeddings'.
+            "gates": {**_SHORT["gates"], "min_contribution": 0.1, "min_gradient_ratio": 0.02},
             "heuristic": {
                 **_PLATEAU,
                 "plateau_points": 1.5,
-                "min_contribution": 0.1,
-                "blueprints": ["mlp_small", "attention"],
+                "min_contribution": -0.2,  # what a seed is worth shows after some epochs of being held
+                "blueprints": ["attention", "mlp"],
             },
-            "random": {"blueprints": ["mlp_small", "attention"]},
-            "ppo": {**_LEARNING, "blueprints": ["mlp_small", "attention"]},
+            "random": {"blueprints": ["attention", "mlp"]},
+            "ppo": {**_LEARNING, "blueprints": ["attention", "mlp"]},
             "governor": {"guess_loss": math.log(256)},
         },
         TaskName.CIFAR10: {
