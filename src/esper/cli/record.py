@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch.distributed as dist
 
@@ -15,9 +16,6 @@ from esper.cli.train import RUNS
 from esper.errors import DataError
 from esper.training import Callback, EpochResult, TrainConfig, Trainer, save_picture
 from esper.training.log import NAME, RunLog
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 PICTURE = "run.png"
 
@@ -76,7 +74,7 @@ class Record(Callback):
         self._folder, self._world_size = folder, world_size
         self._begun = 0.0
         self._log: RunLog | None = None
-        self._events: SummaryWriter | None = None
+        self._events: _Events | None = None
 
     def before_run(self, trainer: Trainer) -> None:
         """Open them. Raises OSError where they can't be written."""
@@ -86,24 +84,26 @@ class Record(Callback):
         self._log.start(
             trainer.config, world_size=self._world_size, parameters=_parameters(trainer), resumed=resumed
         )
-        self._events = _event_writer(self._folder, resumed)
+        with suppress(ImportError):  # the extra `train`
+            self._events = _Events(self._folder, resumed)
 
     def after_epoch(self, trainer: Trainer, result: EpochResult) -> None:
         """A line in the log, and a point in each of TensorBoard's curves."""
         parameters = _parameters(trainer)
         if self._log is not None:
             self._log.epoch(trainer.history, parameters)
-        if self._events is None:
-            return
-        for name, value in {
-            "train/loss": result.loss,
-            "test/accuracy": result.accuracy,
-            "model/parameters": parameters,
-            "epoch/seconds": result.seconds,
-            **{f"alpha/{record.slot_id}": record.alpha for record in result.records},
-            **{f"stage/{record.slot_id}": record.stage for record in result.records},
-        }.items():
-            self._events.add_scalar(name, value, result.epoch)
+        if self._events is not None:
+            self._events.add(
+                result.epoch,
+                {
+                    "train/loss": result.loss,
+                    "test/accuracy": result.accuracy,
+                    "model/parameters": parameters,
+                    "epoch/seconds": result.seconds,
+                    **{f"alpha/{record.slot_id}": record.alpha for record in result.records},
+                    **{f"stage/{record.slot_id}": record.stage for record in result.records},
+                },
+            )
 
     def after_run(self, trainer: Trainer) -> None:
         """The log's last line, and the picture, which needs matplotlib and an epoch."""
@@ -124,11 +124,23 @@ def _parameters(trainer: Trainer) -> int:
     return sum(parameter.numel() for parameter in trainer.model.parameters())
 
 
-def _event_writer(folder: Path, resumed: int) -> SummaryWriter | None:
-    """None without the extra `train`. What an earlier attempt wrote of later epochs is not shown any more."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
+class _Events:
+    """TensorBoard's curves, one event an epoch: torch's `add_scalar` writes one for each point."""
+
+    def __init__(self, folder: Path, resumed: int) -> None:
+        """What an earlier attempt wrote of later epochs is not shown any more. Raises ImportError."""
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=resumed + 1 if resumed else None)
+
+        self._summary = Summary
+        self._writer: Any = SummaryWriter(str(folder), purge_step=resumed + 1 if resumed else None)
+
+    def add(self, epoch: int, values: Mapping[str, float]) -> None:
+        """A point in each curve."""
+        points = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._writer.file_writer.add_summary(self._summary(value=points), epoch)
+
+    def close(self) -> None:
+        """Write no more."""
+        self._writer.close()

@@ -197,6 +197,8 @@ class Trainer:
 
         Raises LifecycleDivergence, NotReplicated or AgreementDeadline.
         """
+        if self._group is None:
+            return
         layout = layout_of(self.model, module)
         record = self._record(epoch, RowKind.START, stable_digest("layout", layout))
         self.agreement.begin(record, lambda: {**self.config.settings(), **layout})
@@ -248,7 +250,8 @@ class Trainer:
 
     def average_buffers(self) -> None:
         """Collective: every rank, same order. Makes BatchNorm's statistics those of all ranks' batches."""
-        average_statistics(self.model, lambda values: self.agreement.mean_(values, "buffers"))
+        if self._group is not None:
+            average_statistics(self.model, lambda values: self.agreement.mean_(values, "buffers"))
 
     def evaluate(self) -> tuple[MetricSums, tuple[SlotMeasurement, ...]]:
         """Sums over this rank's part of the evaluation data, and this rank's measurements, one a slot.

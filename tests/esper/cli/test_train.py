@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from esper.cli import main
 from esper.training import History
@@ -67,6 +68,13 @@ def test_a_run_is_shown_and_stays(capsys: pytest.CaptureFixture[str]) -> None:
     }  # fmt: skip
     assert (run / "run.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["epoch-000004.checkpoint"]
+    curves = EventAccumulator(str(run)).Reload()
+    assert set(curves.Tags()["scalars"]) == {
+        "train/loss", "test/accuracy", "model/parameters", "epoch/seconds",
+        "alpha/r0c0", "alpha/r0c1", "stage/r0c0", "stage/r0c1",
+    }  # fmt: skip
+    points = [(one.step, one.value) for one in curves.Scalars("test/accuracy")]
+    assert points == [(one.epoch, pytest.approx(one.accuracy)) for one in history(run).epochs]
     events = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events] == ["start", *["epoch"] * 4, "end"]
     assert events[0]["config"]["task"] == "digits"
