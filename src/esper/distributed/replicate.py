@@ -33,11 +33,8 @@ class Replica(DistributedDataParallel):
             self.register_comm_hook(self.process_group, mean_of_gradients)
 
     def serves(self, module: nn.Module) -> bool:
-        """Whether it is as good for `module` as a new one, to the last bit.
-
-        Where gradients go in one round, a mean does not depend on the bucket that its value lies in.
-        """
-        return self.in_one_round and self.module is module and self._made_for == _layout(_learning(module))
+        """Whether it is of this module, and of what learns in it now."""
+        return self.module is module and self._made_for == _layout(_learning(module))
 
     def forward(self, *inputs: Any, **keywords: Any) -> Any:
         """As the model's. Raises CounterfactualOnReplica where it is given `alpha_overrides`."""
@@ -68,8 +65,10 @@ class Replication:
         return replica
 
     def keep(self, replica: Replica) -> None:
-        """It has been trained, and no step of it is unfinished: it may serve again."""
-        self._kept = replica
+        """It has been trained, and no step of it is unfinished: it may serve again, where a new one comes to
+        the same bits. In one round a mean does not depend on the bucket that its value lies in.
+        """
+        self._kept = replica if replica.in_one_round else None
 
     def forget(self) -> None:
         """Go on with a new one."""

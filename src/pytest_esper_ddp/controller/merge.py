@@ -300,7 +300,7 @@ def _story(run: Run, by_rank: Mapping[int, Sequence[Any]]) -> str:
         )
     if run.diagnosis is None:
         at_time_out = "at the test's time-out" + (f" ({run.shortened})" if run.shortened else "")
-        why = {"timeout": at_time_out, "grace": "0.5 s after the first rank had failed"}.get(
+        why = {"timeout": at_time_out, "grace": "when its time after the first failure was over"}.get(
             run.why_ended or "", ""
         )
         lines += [f"rank {rank} was {where} {why}".rstrip() for rank, where in sorted(run.unfinished.items())]
