@@ -20,6 +20,7 @@ from esper.lockstep.proof.finding import SUSPECTED, Patience
 from tests.esper.lockstep.machine import (
     ANY,
     Await,
+    Fail,
     Instruction,
     Issue,
     Run,
@@ -246,6 +247,14 @@ def test_who_sleeps_while_its_data_come_is_accused_in_no_state_at_all() -> None:
 @QUICK
 def test_a_rank_that_ends_early_is_named_alone(fault: Faulty, seed: int) -> None:
     check_faulty(fault, seed, alone=True)
+
+
+def test_who_failed_is_named_before_who_was_done_where_the_third_sender_is_held_up() -> None:
+    """Rank 2 takes a message of anybody: 0 fails, 1 has nothing to send, and 3 waits for rank 2 itself."""
+    from_any, to_two = Issue("recv", peer=ANY), Issue("send", "b", peer=2)
+    programs = ((Fail(),), (), (from_any, Issue("recv", "b", peer=ANY)), (to_two,))
+    run = Run(programs, {"b": (2, 3)})
+    assert every_state(run, 100, names_only(0)) < 100
 
 
 @given(faulty_runs(OTHERS), seeds)

@@ -130,13 +130,20 @@ def _ended_senders(view: View, waits: dict[int, list[Wait]], needs: list[Need]) 
     of whom one would do are held up themselves.
     """
     found = []
-    for one in needs:
-        for peer in sorted(one.peers) if one.any_of else ():
-            end = terminal(view, waits, peer, _group(one.entry), excuse=False)
-            if end is not None:
-                kind, at, where = end
-                since, entry = max(at, *(need.entry.issued for need in needs)), one.entry
-                found.append(Finding(kind, since, entry.group, entry.sequence, (entry,), {peer: where}))
+    for one in (need for need in needs if need.any_of):
+        ends = {
+            peer: end
+            for peer in sorted(one.peers)
+            if (end := terminal(view, waits, peer, _group(one.entry), excuse=False)) is not None
+        }
+        # Any of them would have been enough: it is no circle before the last of them has left.
+        since = max(
+            at for at in (*(need.entry.issued for need in needs), *(at for _, at, _ in ends.values()))
+        )
+        found += [
+            Finding(kind, since, one.entry.group, one.entry.sequence, (one.entry,), {peer: where})
+            for peer, (kind, _, where) in ends.items()
+        ]
     return joined(found)
 
 
