@@ -257,6 +257,15 @@ def test_who_failed_is_named_before_who_was_done_where_the_third_sender_is_held_
     assert every_state(run, 100, names_only(0)) < 100
 
 
+def test_who_failed_is_named_before_who_was_done_where_a_receive_from_anyone_broke() -> None:
+    """Rank 0 takes two messages: 3 has sent its one and is done, and 2 fails before it sends the other."""
+    from_any = Issue("recv", peer=ANY)
+    mine = (replace(from_any, waits=False), from_any, Await(0))
+    run = Run((mine, (), (Fail(),), (Issue("send", peer=0),)), breaks=True)
+    for seed in range(50):  # the order in which two of them end matters, and leads to one state
+        walk(run, random.Random(seed), names_only(2))
+
+
 @given(faulty_runs(OTHERS), seeds)
 @QUICK
 def test_a_rank_that_does_something_else_leaves_nobody_unnamed(fault: Faulty, seed: int) -> None:

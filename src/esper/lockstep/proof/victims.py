@@ -163,17 +163,24 @@ def _broken(entry: Entry) -> bool:
 
 def _by_members(view: View, waits: dict[int, list[Wait]], entry: Entry, until: float) -> list[Finding]:
     """The call that broke, with each of its members that had ended by then, and not for a peer's sake."""
-    found = []
-    group = entry.group.removeprefix("p2p:")
+    group, place = entry.group.removeprefix("p2p:"), (entry.group, entry.sequence)
     members = view.matching.members(group)
-    for rank in members[entry.peer : entry.peer + 1] if entry.peer >= 0 else members:
-        ended = terminal(view, waits, rank, group, excuse=True) if rank != entry.rank else None
-        if ended is not None and ended[1] <= until:
-            kind, at, where = ended
-            since, place = max(at, entry.issued), (entry.group, entry.sequence)
-            came = any((own.group, own.sequence) == place for own in _last(view, view.ranks[rank]))
-            entered = came and entry.peer < 0
-            found.append(Finding(kind, since, *place, (entry,), {rank: where}, entered=entered))
+    ends = {
+        rank: end
+        for rank in (members[entry.peer : entry.peer + 1] if entry.peer >= 0 else members)
+        if rank != entry.rank
+        and (end := terminal(view, waits, rank, group, excuse=True)) is not None
+        and end[1] <= until
+    }
+    # Any of them could have served a receive from any source until the last of them was gone.
+    last = (
+        max((at for _, at, _ in ends.values()), default=0.0) if entry.op == "recv" and entry.peer < 0 else 0.0
+    )
+    found = []
+    for rank, (kind, at, where) in ends.items():
+        came = any((own.group, own.sequence) == place for own in _last(view, view.ranks[rank]))
+        since = max(at, last, entry.issued)
+        found.append(Finding(kind, since, *place, (entry,), {rank: where}, entered=came and entry.peer < 0))
     return found
 
 
