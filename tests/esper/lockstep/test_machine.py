@@ -23,6 +23,7 @@ from tests.esper.lockstep.machine import (
     Fail,
     Instruction,
     Issue,
+    Leave,
     Run,
     State,
     Step,
@@ -264,6 +265,14 @@ def test_who_failed_is_named_before_who_was_done_where_a_receive_from_anyone_bro
     run = Run((mine, (), (Fail(),), (Issue("send", peer=0),)), breaks=True)
     for seed in range(50):  # the order in which two of them end matters, and leads to one state
         walk(run, random.Random(seed), names_only(2))
+
+
+def test_who_left_is_named_before_who_was_brought_down_where_a_receive_from_anyone_is_held_up() -> None:
+    """Rank 0 leaves without its send to 2; of that 1 breaks in the all_gather that 3 still waits in."""
+    gather = Issue("all_gather")
+    run = Run(((Leave(),), (gather,), (Issue("recv", peer=ANY), gather), (gather,)), breaks=True)
+    for seed in range(50):
+        walk(run, random.Random(seed), names_only(0))
 
 
 @given(faulty_runs(OTHERS), seeds)

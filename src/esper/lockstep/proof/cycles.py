@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 
 from esper.lockstep.proof.finding import Finding, Patience, in_collective, joined
-from esper.lockstep.proof.gone import terminal
+from esper.lockstep.proof.gone import terminals
 from esper.lockstep.proof.mailbox import Wait
 from esper.lockstep.proof.needs import certain
 from esper.lockstep.proof.view import View
@@ -131,18 +131,16 @@ def _ended_senders(view: View, waits: dict[int, list[Wait]], needs: list[Need]) 
     """
     found = []
     for one in (need for need in needs if need.any_of):
-        ends = {
-            peer: end
-            for peer in sorted(one.peers)
-            if (end := terminal(view, waits, peer, _group(one.entry), excuse=False)) is not None
-        }
+        group, place = _group(one.entry), (one.entry.group, one.entry.sequence)
+        left = terminals(view, waits, one.peers, group, excuse=False)
+        guilty = terminals(view, waits, one.peers, group, excuse=True) or left
         # Any of them would have been enough: it is no circle before the last of them has left.
         since = max(
-            at for at in (*(need.entry.issued for need in needs), *(at for _, at, _ in ends.values()))
+            at for at in (*(need.entry.issued for need in needs), *(at for _, at, _ in left.values()))
         )
         found += [
-            Finding(kind, since, one.entry.group, one.entry.sequence, (one.entry,), {peer: where})
-            for peer, (kind, _, where) in ends.items()
+            Finding(kind, since, *place, (one.entry,), {peer: where})
+            for peer, (kind, _, where) in guilty.items()
         ]
     return joined(found)
 

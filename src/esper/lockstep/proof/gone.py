@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterable
 
 from esper.lockstep.proof.finding import Finding, Where, joined
 from esper.lockstep.proof.mailbox import Wait
@@ -53,9 +54,8 @@ def _last_left(
     view: View, waits: dict[int, list[Wait]], wait: Wait, group: str, *, excuse: bool
 ) -> float | None:
     """When the last of those left of whom one would be enough; None while there is one."""
-    ends = [terminal(view, waits, rank, group, excuse=excuse) for rank in wait.lacks]
-    times = [end[1] for end in ends if end is not None]
-    return max(times) if len(times) == len(ends) else None
+    ends = terminals(view, waits, wait.lacks, group, excuse=excuse)
+    return max(at for _, at, _ in ends.values()) if len(ends) == len(wait.lacks) else None
 
 
 def _more_may_leave(view: View, finding: Finding, now: float) -> bool:
@@ -112,6 +112,14 @@ def terminal(
         return "crashed", at_end, Where("killed", site=last, detail="its process is gone")
     kind, where = _as_told(code, last)
     return kind, at_end, where
+
+
+def terminals(
+    view: View, waits: dict[int, list[Wait]], ranks: Iterable[int], group: str, *, excuse: bool
+) -> dict[int, tuple[str, float, Where]]:
+    """`terminal` of those of the ranks that have one, in order."""
+    ends = ((rank, terminal(view, waits, rank, group, excuse=excuse)) for rank in sorted(ranks))
+    return {rank: end for rank, end in ends if end is not None}
 
 
 def _exit(left: Entry, code: int | None, site: Site | None) -> tuple[str, Where]:

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from esper.lockstep.proof.finding import Finding, Patience, Where, joined
-from esper.lockstep.proof.gone import NOTICED_WITHIN, SIGABRT, brought_down, gone, terminal
+from esper.lockstep.proof.gone import NOTICED_WITHIN, SIGABRT, brought_down, gone, terminal, terminals
 from esper.lockstep.proof.mailbox import Wait
 from esper.lockstep.proof.view import RankView, View
 from esper.lockstep.record.entry import Entry, Flag
@@ -165,12 +165,12 @@ def _by_members(view: View, waits: dict[int, list[Wait]], entry: Entry, until: f
     """The call that broke, with each of its members that had ended by then, and not for a peer's sake."""
     group, place = entry.group.removeprefix("p2p:"), (entry.group, entry.sequence)
     members = view.matching.members(group)
+    partners = members[entry.peer : entry.peer + 1] if entry.peer >= 0 else members
+    others = (rank for rank in partners if rank != entry.rank)
     ends = {
         rank: end
-        for rank in (members[entry.peer : entry.peer + 1] if entry.peer >= 0 else members)
-        if rank != entry.rank
-        and (end := terminal(view, waits, rank, group, excuse=True)) is not None
-        and end[1] <= until
+        for rank, end in terminals(view, waits, others, group, excuse=True).items()
+        if end[1] <= until
     }
     # Any of them could have served a receive from any source until the last of them was gone.
     last = (
