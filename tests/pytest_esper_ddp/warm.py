@@ -6,14 +6,13 @@ workers are, each with one of its own. Whatever else it starts, as ranks that ar
 
 from __future__ import annotations
 
-import ctypes
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from typing import NoReturn
 
+from tests.mounts import mount_own
 from tests.spares import be_interpreter, keep_spares
 
 # What both load in any case, plugins of others among it.
@@ -29,9 +28,6 @@ LOADED = (
     "pytest_timeout",
     "xdist.plugin",
 )
-# What to mount before a session begins, for nobody but it.
-MOUNTS = "ESPER_TEST_MOUNTS"
-_NEW_MOUNTS, _ALL_PRIVATE = 0x20000, 1 << 14 | 1 << 18  # CLONE_NEWNS; MS_REC, MS_PRIVATE
 # A new interpreter, or torch as it is loaded, reads these; OMP_NUM_THREADS as well, but here there is one
 # thread, whatever that says.
 READ_AT_START = ("PYTHON", "COV", "LD_", "GLIBC_", "MALLOC_", "TORCH_")
@@ -41,18 +37,9 @@ _NOT_OF_A_NEW_INTERPRETER = ("esper", "pytest_esper_ddp", "tests")
 def be_python(arguments: Sequence[str]) -> NoReturn:
     """In the forked process: `python ARGUMENTS...`; before them, how many it starts, or 0 for as usual."""
     starts, *words = arguments
-    if MOUNTS in os.environ:
-        _mount(os.environ.pop(MOUNTS))
+    mount_own()
     keep_spares(int(starts) or _started_by(words), _be_new)
     be_interpreter([sys.executable, *words], _forget)
-
-
-def _mount(commands: str) -> None:
-    """In a namespace of its own: what is mounted there nobody else sees, and it goes with the session."""
-    library = ctypes.CDLL(None, use_errno=True)
-    if library.unshare(_NEW_MOUNTS) or library.mount(b"none", b"/", None, _ALL_PRIVATE, None):
-        raise OSError(ctypes.get_errno(), "no mounts of its own")
-    subprocess.run(["sh", "-c", commands], check=True)
 
 
 def _started_by(arguments: Sequence[str]) -> int:

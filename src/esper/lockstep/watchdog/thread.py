@@ -23,7 +23,7 @@ from esper.lockstep.report.diagnosis import Diagnosis
 from esper.lockstep.report.verdict import read_report, write_report
 from esper.lockstep.run.process import started, state
 from esper.lockstep.watchdog.aborting import NCCL, Aborting, backends
-from esper.lockstep.watchdog.folder import Word, tell, told
+from esper.lockstep.watchdog.folder import Word, release, tell, told
 from esper.lockstep.watchdog.hosts.watch import HostsWatch
 from esper.lockstep.watchdog.hostwatch import HostWatch
 from esper.lockstep.watchdog.localranks import BEAT, LocalRanks
@@ -173,6 +173,7 @@ class WatchThread(threading.Thread):
             raise RuntimeError(self._watch.broken.rstrip().rpartition("\n")[2])
         if found is None or any(told(self._folder, one.rank, Word.STOPPED) for one in self._members):
             return None  # what one of them does now nobody records
+        release(self._folder, self._ledger.rank)
         try:
             first = write_report(self._folder, self._watch.report())
         except LedgerError as error:  # the others can't be told, but what fails for them then they see
@@ -249,6 +250,7 @@ class WatchThread(threading.Thread):
                     )
 
     def _act(self, diagnosis: Diagnosis) -> None:
+        release(self._folder, self._ledger.rank)
         with suppress(OSError):
             write_stacks(self._folder, self._ledger.rank, None)
         raiser, rank = self._raiser, self._ledger.rank

@@ -22,7 +22,7 @@ from esper.lockstep.rank.stacks import answer_stack_requests
 from esper.lockstep.record.entry import State
 from esper.lockstep.record.ledger import Ledger
 from esper.lockstep.record.reader import LedgerReader
-from esper.lockstep.watchdog.folder import hold_folder, remove_if_left, remove_own
+from esper.lockstep.watchdog.folder import hold_folder, release, remove_if_left, remove_own, reserve
 from esper.lockstep.watchdog.localranks import BEAT
 from esper.lockstep.watchdog.meeting import Meeting, this_member
 from esper.lockstep.watchdog.raising import Raiser
@@ -74,6 +74,8 @@ class Watchdog:
             self._folder, self._held = hold_folder(run_dir, meeting.run, attempt)
             folder = self._folder
             self._undo.append(partial(self._release, folder, passing=run_dir is None))
+            reserve(folder, meeting.rank)
+            self._undo.append(partial(release, folder, meeting.rank))
             self._begin(meeting, folder, patience, action)
         except BaseException:
             self.leave()

@@ -29,6 +29,7 @@ from typing import Any, NoReturn
 from tests.esper.lockstep.late import evidence, marked_processes
 from tests.esper.lockstep.warm import LOADED
 from tests.forked import MARK, Program, be_alone, forkserver, own_signals
+from tests.mounts import mount_own
 
 # torchrun gives those that it ends 30 s before it kills them; here nobody has anything to save.
 _BETWEEN_LOOKS, _REAPED_AFTER = 0.02, 0.3
@@ -207,6 +208,7 @@ def _be_agent(arguments: Sequence[str]) -> NoReturn:
     """In the forked process: what torchrun's agent does."""
     folder, ranks = Path(arguments[0]), int(arguments[1])
     own_signals()
+    mount_own()
     listener = socket.create_server(("127.0.0.1", 0))
     environment = {
         **os.environ,

@@ -15,6 +15,8 @@ import pytest
 from esper.lockstep.errors import StartError
 from esper.lockstep.watchdog.folder import VERDICTS_KEPT, hold, hold_folder, remove_if_left, sweep
 from esper.lockstep.watchdog.processes import Processes
+from tests.esper.lockstep.watchdog.jobs import job
+from tests.mounts import may_mount
 
 
 def folder(base: Path, digit: str) -> Path:
@@ -119,6 +121,42 @@ def test_a_folder_that_is_being_swept_is_made_anew(
         else:
             with pytest.raises(StartError, match="for 2 s another process has been sweeping it away"):
                 hold_folder(tmp_path, "0123abcd" * 4, 0)
+
+
+def test_a_disk_that_has_filled_up_has_room_for_the_verdict(tmp_path: Path) -> None:
+    if not may_mount():
+        pytest.skip("mounts need root")
+    small = tmp_path / "small"
+    small.mkdir()
+    done = job(
+        tmp_path / "job",
+        f"""
+        from tests.esper.lockstep.watchdog.notes import run_folder
+        dist.all_reduce(x)
+        dist.barrier()
+        if rank == 0:
+            with open("{small}/large", "wb", buffering=0) as file:
+                try:
+                    while True:
+                        file.write(bytes(1 << 12))
+                except OSError:
+                    pass
+        try:
+            dist.all_reduce(x)
+            dist.barrier() if rank else dist.all_reduce(x)
+            time.sleep(1000)
+        except lockstep.LockstepError:
+            note("verdict", os.path.getsize(f"{{run_folder()}}/verdict.json"))
+            raise
+        """,
+        start=f"patience=60, run_dir={str(small)!r}",
+        ESPER_TEST_MOUNTS=f"mount -t tmpfs -o size=24m none {small}",
+    )
+    assert {error["type"] for error in done.notes("error").values()} == {"LockstepError"}
+    assert len(done.notes("verdict")) == 3
+    assert all(done.notes("verdict").values())
+    assert done.said.startswith("lockstep: rank 0 disagrees in barrier #4\n")
+    assert "evidence: python -m esper.lockstep explain" in done.said
 
 
 def test_a_process_that_was_reaped_by_others_is_told_a_little_later_without_its_end() -> None:
