@@ -9,6 +9,7 @@ from esper.lockstep.proof.finding import Finding, Patience, in_collective, joine
 from esper.lockstep.proof.gone import terminals
 from esper.lockstep.proof.mailbox import Wait
 from esper.lockstep.proof.needs import certain
+from esper.lockstep.proof.order import Place, charges, place
 from esper.lockstep.proof.view import View
 from esper.lockstep.proof.waitgraph import Need, held, on_circles
 from esper.lockstep.record.entry import Entry
@@ -74,30 +75,16 @@ def cycles(view: View, waits: dict[int, list[Wait]], now: float, patience: Patie
     current = {
         rank: max((one.entry for one in needs[rank]), key=lambda entry: entry.issued) for rank in circle
     }
-    kind, misled = "wait_cycle", _misled(view, current)
-    places: dict[tuple[str, int, int], list[int]] = {}
-    for rank in circle:
-        entry = current[rank]
-        own = rank if entry.group.startswith("p2p:") else -1  # nobody else is in one's send or receive
-        places.setdefault((entry.group, entry.sequence, own), []).append(rank)
-    sides = sorted(places.values(), key=len, reverse=True)
-    good = sides[0] if len(sides) > 1 and len(sides[0]) > len(sides[1]) else []
-    # Whom most of them wait for: a member that itself only waits for one of those is a victim, too.
-    wanted = {peer for peers in {one.peers for rank in good for one in needs[rank]} for peer in peers}
-    wanted -= set(good)
-    bad = [rank for rank in circle if rank in wanted] if good else circle
-    if (
-        good
-    ):  # who is no member of a group can't tell whether its call was due: then it is one against another
-        unsure = [rank for rank in bad if not _outvoted(view, current, rank, good)]
-        awaited = {peer for rank in unsure for one in needs[rank] for peer in one.peers}
-        bad = [rank for rank in circle if rank in bad or rank in awaited]
-    if misled:
-        kind, bad = "peer", misled
+    if bad := _misled(view, current):
         # Who wants the misled ones comes first: that pair is the contradiction.
-        good = sorted(current.keys() - set(misled), key=lambda rank: not _wants(view, current[rank], misled))
+        good = sorted(current.keys() - set(bad), key=lambda rank: not _wants(view, current[rank], bad))
+        clear = True
+    else:
+        held_against = charges(view, needs, current)
+        bad = sorted(held_against.outvoted or held_against.tied) or circle
+        good = _most([rank for rank in circle if rank not in bad], current)
+        clear = bool(held_against.outvoted) and all(vote.sure for vote in held_against.outvoted.values())
     since = max(current[rank].issued for rank in circle)
-    clear = (kind == "peer" and len(bad) < len(circle)) or len(good) * 2 > len(view.ranks)
     asked = set().union(*(view.matching.members(name) for name in {_group(one) for one in current.values()}))
     on_their_way = [
         seen.rank for seen in view.ranks if seen.rank in asked and seen.rank not in needs and not seen.left
@@ -107,7 +94,7 @@ def cycles(view: View, waits: dict[int, list[Wait]], now: float, patience: Patie
     waiting = tuple(current[rank] for rank in (good or bad))
     return [
         Finding(
-            kind,
+            "peer" if all(current[rank].group.startswith("p2p:") for rank in bad) else "wait_cycle",
             since,
             waiting[0].group,
             waiting[0].sequence,
@@ -115,14 +102,6 @@ def cycles(view: View, waits: dict[int, list[Wait]], now: float, patience: Patie
             {rank: in_collective(current[rank]) for rank in bad},
         )
     ]
-
-
-def _outvoted(view: View, current: dict[int, Entry], rank: int, good: list[int]) -> bool:
-    """Whether more members of the group in whose call this rank waits are elsewhere, all at one place."""
-    entry = current[rank]
-    place = entry.group, entry.sequence
-    with_it = [one for one, other in current.items() if (other.group, other.sequence) == place]
-    return len(set(good) & set(_members(view, entry))) > len(with_it)
 
 
 def _ended_senders(view: View, waits: dict[int, list[Wait]], needs: list[Need]) -> list[Finding]:
@@ -145,18 +124,32 @@ def _ended_senders(view: View, waits: dict[int, list[Wait]], needs: list[Need]) 
     return joined(found)
 
 
+def _most(ranks: list[int], current: dict[int, Entry]) -> list[int]:
+    """Those of the ranks that wait at one place, where most do."""
+    places: dict[Place, list[int]] = {}
+    for rank in ranks:
+        places.setdefault(place(current[rank]), []).append(rank)
+    return max(places.values(), key=len, default=[])
+
+
 def _misled(view: View, current: dict[int, Entry]) -> list[int]:
-    """Ranks in a send or receive that name one peer while another names them; all in it where nobody does."""
-    named = {rank: _peer(view, entry) for rank, entry in current.items() if entry.group.startswith("p2p:")}
-    wanted = set(named.values())
-    misled = [
+    """Ranks whose send or receive would meet another's if they named that one, and is not met by whom they
+    name.
+    """
+    calls = {rank: entry for rank, entry in current.items() if entry.group.startswith("p2p:")}
+    named = {rank: _peer(view, entry) for rank, entry in calls.items()}
+    fits = {
+        named[rank]
+        for rank, entry in calls.items()
+        if (other := calls.get(named[rank])) is not None
+        and (other.group, {other.op, entry.op}) == (entry.group, {"send", "recv"})
+    }
+    # Who takes any source names nobody, and is whose peer anybody may be.
+    return [
         rank
-        for rank, peer in named.items()
-        # Who takes any source names nobody, and is whose peer anybody may be.
-        if rank in wanted and peer != ANY and named.get(peer) not in (rank, ANY)
+        for rank, peer in sorted(named.items())
+        if rank in fits and peer != ANY and named.get(peer) not in (rank, ANY)
     ]
-    # A ring of sends and receives has no culprit; with a collective in it, the majority decides as elsewhere.
-    return sorted(misled or (named if len(named) == len(current) else []))
 
 
 def _wants(view: View, entry: Entry, ranks: list[int]) -> bool:

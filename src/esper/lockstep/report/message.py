@@ -117,13 +117,13 @@ def _headline(finding: Finding) -> str:
     if not others or first is None:
         return f"{guilty} {_AMONG_THEMSELVES.get(finding.kind, f'are late: {finding.kind}')}: {awaited}"
     match finding.kind:
-        case "peer":
+        case "peer" if first.group.startswith("p2p:"):
             return f"{guilty} name{'' if plural else 's'} another peer than rank {first.rank}, in {awaited}"
         case "group":
             return (
                 f"{guilty} make{'' if plural else 's'} another group than {ranks_text(others)} in {awaited}"
             )
-        case "wait_cycle":
+        case "peer" | "wait_cycle":
             return f"{guilty} and {ranks_text(others)} wait for each other: {awaited} can't complete"
         case "frozen" | "stalled":
             return f"{guilty} {'are' if plural else 'is'} late for {awaited}: {finding.kind}"
