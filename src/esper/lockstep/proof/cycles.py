@@ -75,22 +75,22 @@ def cycles(view: View, waits: dict[int, list[Wait]], now: float, patience: Patie
     current = {
         rank: max((one.entry for one in needs[rank]), key=lambda entry: entry.issued) for rank in circle
     }
-    if bad := _misled(view, current):
+    since = max(current[rank].issued for rank in circle)
+    alone = {rank: entry for rank, entry in current.items() if len(needs[rank]) == 1}
+    if bad := _misled(view, alone):
         # Who wants the misled ones comes first: that pair is the contradiction.
         good = sorted(current.keys() - set(bad), key=lambda rank: not _wants(view, current[rank], bad))
-        clear = True
     else:
-        held_against = charges(view, needs, current)
+        held_against = charges(view, needs, circle)
         bad = sorted(held_against.outvoted or held_against.tied) or circle
         good = _most([rank for rank in circle if rank not in bad], current)
-        clear = bool(held_against.outvoted) and all(vote.sure for vote in held_against.outvoted.values())
-    since = max(current[rank].issued for rank in circle)
-    asked = set().union(*(view.matching.members(name) for name in {_group(one) for one in current.values()}))
-    on_their_way = [
-        seen.rank for seen in view.ranks if seen.rank in asked and seen.rank not in needs and not seen.left
-    ]
-    if not clear and on_their_way and now - since < patience.running:
-        return []  # doomed already, but who is guilty is for those to tell who are still to come
+        asked = held_against.to_come
+        if not held_against.outvoted and len(good) * 2 <= len(view.ranks):
+            # Another call of theirs than that in which one of these waits would tell, too.
+            asked = asked.union(*(_members(view, current[rank]) for rank in bad))
+        on_their_way = any(rank not in needs and not view.ranks[rank].left for rank in asked)
+        if on_their_way and now - since < patience.running:
+            return []  # doomed already, but who is guilty is for those to tell who are still to come
     waiting = tuple(current[rank] for rank in (good or bad))
     return [
         Finding(
@@ -133,8 +133,8 @@ def _most(ranks: list[int], current: dict[int, Entry]) -> list[int]:
 
 
 def _misled(view: View, current: dict[int, Entry]) -> list[int]:
-    """Ranks whose send or receive would meet another's if they named that one, and is not met by whom they
-    name.
+    """Of ranks with one wait each those whose send or receive would meet another's if they named that one,
+    and is not met by whom they name.
     """
     calls = {rank: entry for rank, entry in current.items() if entry.group.startswith("p2p:")}
     named = {rank: _peer(view, entry) for rank, entry in calls.items()}
@@ -142,7 +142,8 @@ def _misled(view: View, current: dict[int, Entry]) -> list[int]:
         named[rank]
         for rank, entry in calls.items()
         if (other := calls.get(named[rank])) is not None
-        and (other.group, {other.op, entry.op}) == (entry.group, {"send", "recv"})
+        and (other.group, other.detail.get("tag")) == (entry.group, entry.detail.get("tag"))
+        and {other.op, entry.op} == {"send", "recv"}
     }
     # Who takes any source names nobody, and is whose peer anybody may be.
     return [

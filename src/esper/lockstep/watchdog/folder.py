@@ -21,8 +21,8 @@ _HELD = "held"
 # Folders with a verdict that stay in memory when the next run begins: those of a program that is mended over
 # and over would fill it, at some 3.5 MB for four ranks.
 VERDICTS_KEPT = 5
-# Bytes: a verdict and a rank's stacks, each of some ten kilobytes.
-_EVIDENCE = 1 << 16
+# Bytes of a verdict and a rank's stacks: some ten kilobytes each, and a row for each rank.
+_EVIDENCE, _ROW = 1 << 16, 1 << 8
 # To remove a folder takes milliseconds; whoever sweeps may be kept from a processor meanwhile.
 _SWEPT_WITHIN, _BETWEEN_TRIES = 2.0, 0.005
 
@@ -87,18 +87,19 @@ def hold(path: Path) -> int:
     return file
 
 
-def reserve(path: Path, rank: int) -> None:
+def reserve(path: Path, rank: int, world_size: int) -> None:
     """Keep room for this rank's part of the evidence, or the others could not be told of a verdict once the
     disk is full. Raises StartError where there is none now.
     """
+    size = _EVIDENCE + _ROW * world_size
     try:
         file = os.open(_reserved(path, rank), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.posix_fallocate(file, 0, _EVIDENCE)
+            os.posix_fallocate(file, 0, size)
         finally:
             os.close(file)
     except OSError as error:
-        raise StartError(str(path), f"{error.strerror or error}; it needs {_EVIDENCE} bytes there") from error
+        raise StartError(str(path), f"{error.strerror or error}; it needs {size} bytes there") from error
 
 
 def release(path: Path, rank: int) -> None:

@@ -74,7 +74,7 @@ class Watchdog:
             self._folder, self._held = hold_folder(run_dir, meeting.run, attempt)
             folder = self._folder
             self._undo.append(partial(self._release, folder, passing=run_dir is None))
-            reserve(folder, meeting.rank)
+            reserve(folder, meeting.rank, meeting.world_size)
             self._undo.append(partial(release, folder, meeting.rank))
             self._begin(meeting, folder, patience, action)
         except BaseException:
