@@ -110,7 +110,7 @@ def _ended_senders(view: View, waits: dict[int, list[Wait]], needs: list[Need]) 
     """
     found = []
     for one in (need for need in needs if need.any_of):
-        group, place = _group(one.entry), (one.entry.group, one.entry.sequence)
+        entry, group = one.entry, _group(one.entry)
         left = terminals(view, waits, one.peers, group, excuse=False)
         guilty = terminals(view, waits, one.peers, group, excuse=True) or left
         # Any of them would have been enough: it is no circle before the last of them has left.
@@ -118,7 +118,7 @@ def _ended_senders(view: View, waits: dict[int, list[Wait]], needs: list[Need]) 
             at for at in (*(need.entry.issued for need in needs), *(at for _, at, _ in left.values()))
         )
         found += [
-            Finding(kind, since, *place, (one.entry,), {peer: where})
+            Finding(kind, since, entry.group, entry.sequence, (entry,), {peer: where})
             for peer, (kind, _, where) in guilty.items()
         ]
     return joined(found)

@@ -173,9 +173,9 @@ class WatchThread(threading.Thread):
             raise RuntimeError(self._watch.broken.rstrip().rpartition("\n")[2])
         if found is None or any(told(self._folder, one.rank, Word.STOPPED) for one in self._members):
             return None  # what one of them does now nobody records
-        report = self._watch.report()
-        release(self._folder, self._ledger.rank)
         try:
+            report = self._watch.report()
+            release(self._folder, self._ledger.rank)  # not before, or somebody else may take the room
             first = write_report(self._folder, report)
         except LedgerError as error:  # the others can't be told, but what fails for them then they see
             self._say(f"{found.message}\n  no evidence: {error}")
