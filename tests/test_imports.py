@@ -25,7 +25,7 @@ class Rule:
 
 
 # What all of esper above lockstep may use.
-GROUND = ("esper.errors", "esper.bits", "esper.checks", "esper.scheduling")
+GROUND = ("esper.errors", "esper.bits", "esper.checks", "esper.modules", "esper.scheduling")
 # What a program says to lockstep, and what a rank needs besides.
 SPOKEN = tuple(
     f"esper.lockstep.{name}"
@@ -60,6 +60,7 @@ RULES = (
     Rule(package="esper.errors", may=("esper.lockstep", "esper.errors")),
     Rule(package="esper.bits", may=()),
     Rule(package="esper.checks", may=GROUND),
+    Rule(package="esper.modules", may=()),
     Rule(package="esper.scheduling", may=()),
     Rule(package="esper.lifecycle", may=(*GROUND, "esper.lifecycle")),
     Rule(package="esper.model", may=(*GROUND, "esper.lifecycle", "esper.model")),

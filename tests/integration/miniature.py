@@ -12,9 +12,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from esper.control import Action, Advance, Decision, EpochSignals, Germinate, Prune
 from esper.lifecycle import AlphaMode, SlotRecord, Stage
+from esper.model import GrownModel
+from esper.model.host import SlotPoint, Visit
 from esper.training import Callback, Controller, EpochResult, TrainConfig, Trainer, build_model
 from esper.training.tasks import Batch, ShardedTask, Task
 
@@ -24,7 +27,6 @@ CONFIG: dict[str, Any] = {
     "run": "miniature",
     "epochs": EPOCHS,
     "batch_size": 4,
-    "host": {"width": 2, "blocks": 2},
     "optimizer": {"name": "adam", "lr": 0.01},
     "slot": {"tempo": 2, "embargoed_epochs": 1},
     "gates": {
@@ -93,6 +95,42 @@ class Uneven:
         return self.inner.test_batches()
 
 
+class TinyHost(nn.Module):
+    """A single block of a `CnnHost` with a slot within it, behind the convolution, and one at its end: what a
+    life costs is the number of operations. (N, 1, H, W) to logits (N, 2).
+    """
+
+    topology = "cnn"
+    points = (SlotPoint("r0c0", 2), SlotPoint("r0c1", 2))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 2, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(2)
+        self.head = nn.Linear(2, 2)
+
+    def slot_points(self) -> tuple[SlotPoint, ...]:
+        """Both."""
+        return self.points
+
+    def segment(self, index: int, h: Tensor) -> Tensor:
+        """What ends at the slot of this number, or in the logits."""
+        parts = (
+            self.convolution,
+            lambda h: torch.relu(self.norm(h)),
+            lambda h: self.head(h.mean(dim=(2, 3))),
+        )
+        features: Tensor = parts[index](h)
+        return features
+
+    def forward(self, x: Tensor, visit: Visit | None = None) -> Tensor:
+        """As any host's."""
+        for index, point in enumerate(self.points):
+            x = self.segment(index, x)
+            x = x if visit is None else visit(point.slot_id, x)
+        return self.segment(2, x)
+
+
 class Miniature(Trainer):
     """A trainer of pictures so small that oneDNN takes four times as long as plain loops to convolve them."""
 
@@ -121,6 +159,13 @@ def miniature_task(rank: int, world_size: int, *, steps: int = STEPS) -> Sharded
     )
 
 
+def miniature_model(config: TrainConfig) -> GrownModel:
+    """The host with its slots, the same in every process."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        return GrownModel(TinyHost(), config.slot)
+
+
 def miniature(
     rank: int = 0,
     world_size: int = 1,
@@ -130,11 +175,13 @@ def miniature(
     callbacks: Iterable[Callback] = (),
     **changes: Any,
 ) -> Trainer:
-    """Collective: every rank, same order. The trainer of that life; `changes` are of its config."""
+    """Collective: every rank, same order. The trainer of that life; `changes` are of its config, and a host
+    among them is a network by its name and size.
+    """
     config = TrainConfig.from_dict({**CONFIG, **changes})
     group = dist.group.WORLD if world_size > 1 else None
     return Miniature(
-        build_model(config, classes=2),
+        build_model(config, classes=2) if "host" in changes else miniature_model(config),
         task or miniature_task(rank, world_size),
         controller or Script(PLAN),
         config,

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import astuple, dataclass, field
+from functools import lru_cache
 
 from esper.lifecycle.config import Blend
 
@@ -95,8 +96,13 @@ class Decision:
 
     def digest(self) -> int:
         """63-bit digest, the same in every process (Python's own `hash` of a str is not)."""
-        text = json.dumps([[type(action).__name__, *map(_plain, astuple(action))] for action in self.actions])
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+        return _digest(self.actions)
+
+
+@lru_cache(maxsize=64)  # most decisions are to wait
+def _digest(actions: tuple[Action, ...]) -> int:
+    text = json.dumps([[type(action).__name__, *map(_plain, astuple(action))] for action in actions])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def _plain(value: object) -> object:

@@ -13,6 +13,11 @@ def stable_digest(*parts: object, bits: int = 63) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> (64 - bits)
 
 
+def text_digest(text: str) -> int:
+    """63-bit digest of a text."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
 @lru_cache(maxsize=8)
 def run_digest(name: str) -> int:
     """What a run's records carry of its name: 63 bits."""

@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from esper.distributed.digest import stable_digest
+from esper.distributed.digest import stable_digest, text_digest
 from esper.lifecycle.record import SlotRecord
 
 
@@ -30,7 +30,7 @@ def birth_generator(run_seed: int, slot_id: str, birth: int) -> torch.Generator:
 
 def growth_rng_digest(run_seed: int, slots: Sequence[SlotRecord]) -> int:
     """63-bit digest of what each slot's next birth would be seeded with."""
-    return stable_digest([birth_seed(run_seed, slot.slot_id, slot.birth + 1) for slot in slots])
+    return text_digest(str([birth_seed(run_seed, slot.slot_id, slot.birth + 1) for slot in slots]))
 
 
 @dataclass(frozen=True, slots=True)

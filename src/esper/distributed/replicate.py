@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from esper.distributed.oneround import SHORT, mean_of_gradients
 from esper.errors import CounterfactualOnReplica
+from esper.modules import parameters_of
 
 # torch 2.13 renamed `broadcast_buffers`, and warns at the old name.
 _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
@@ -27,14 +29,16 @@ class Replica(DistributedDataParallel):
         # What the reducer was made for; it never learns of what requires gradients later.
         self._learning = _learning(module)
         self.covered = frozenset(map(id, self._learning))
-        self._made_for = _layout(self._learning)
+        self._kinds = _kinds(self._learning)
         self.in_one_round = dist.get_backend(self.process_group) == "gloo" and _are_few(self._learning)
         if self.in_one_round:
             self.register_comm_hook(self.process_group, mean_of_gradients)
 
     def serves(self, module: nn.Module) -> bool:
         """Whether it is of this module, and of what learns in it now."""
-        return self.module is module and self._made_for == _layout(_learning(module))
+        learning = _learning(module)
+        same = len(learning) == len(self._learning) and all(map(is_, learning, self._learning))
+        return self.module is module and same and self._kinds == _kinds(learning)
 
     def forward(self, *inputs: Any, **keywords: Any) -> Any:
         """As the model's. Raises CounterfactualOnReplica where it is given `alpha_overrides`."""
@@ -75,12 +79,12 @@ class Replication:
         self._kept = None
 
 
-def _layout(parameters: Sequence[nn.Parameter]) -> frozenset[tuple[int, torch.dtype, torch.device]]:
-    return frozenset((id(each), each.dtype, each.device) for each in parameters)
+def _kinds(parameters: Sequence[nn.Parameter]) -> list[tuple[torch.dtype, torch.device]]:
+    return [(each.dtype, each.device) for each in parameters]
 
 
 def _learning(module: nn.Module) -> list[nn.Parameter]:
-    return [each for each in module.parameters() if each.requires_grad]
+    return [each for each in parameters_of(module) if each.requires_grad]
 
 
 def _are_few(parameters: Sequence[nn.Parameter]) -> bool:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from esper.lifecycle.metrics import GradientStats
 from esper.model.grown import GrownModel
+from esper.modules import parameters_of
 
 
 class GradientLog:
@@ -14,19 +15,19 @@ class GradientLog:
 
     def __init__(self, model: GrownModel, slot_ids: Sequence[str]) -> None:
         """Raises UnknownSlot."""
-        self._slots = [(slot_id, model.slots[slot_id]) for slot_id in slot_ids]
-        self._host = tuple(model.host.parameters()) if slot_ids else ()
+        self._seeds = [(slot_id, model.slots[slot_id].seed_parameters()) for slot_id in slot_ids]
+        self._host = tuple(parameters_of(model.host)) if slot_ids else ()
         self._rows: list[Tensor] = []
         self._sizes: list[tuple[int, list[tuple[str, int, int]]]] = []
 
     def read(self) -> None:
         """Take down the norms of the gradients that are there now; nothing of them is copied to the host."""
+        seeds = [(slot_id, _gradients(parameters)) for slot_id, parameters in self._seeds]
         host = _gradients(self._host)
-        seeds = [(slot_id, _gradients(slot.seed_parameters())) for slot_id, slot in self._slots]
         if not host or not any(gradients for _, gradients in seeds):
             return
         flat = [*host, *(gradient for _, gradients in seeds for gradient in gradients)]
-        norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in flat]).double()
+        norms = torch.stack(torch._foreach_norm(flat)).double()
         of_host = torch.linalg.vector_norm(norms[: len(host)]).reshape(1)
         self._rows.append(torch.cat([of_host, norms[len(host) :]]))
         sizes = [(slot_id, len(gradients), _count(gradients)) for slot_id, gradients in seeds if gradients]

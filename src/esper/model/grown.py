@@ -11,11 +11,13 @@ from esper.checks import check_number
 from esper.errors import BadOverride, ConfigError, ForcedAlpha, OverrideInTraining, UnknownSlot
 from esper.lifecycle.config import SlotConfig
 from esper.lifecycle.record import SlotRecord
+from esper.lifecycle.state import SlotState
 from esper.model.counterfactual import Segmented, Variant, walk
 from esper.model.fingerprint import fingerprint
 from esper.model.host import Host
 from esper.model.slot import SeedSlot
 from esper.model.topology import topology
+from esper.modules import modules_of
 
 _SLOT_ID = re.compile(r"r\d+c\d+")
 
@@ -128,7 +130,11 @@ class GrownModel(nn.Module):
 
     def records(self) -> tuple[SlotRecord, ...]:
         """What the ranks compare, one record a slot, in forward order."""
-        return tuple(self.slots[slot_id].record() for slot_id in self.slot_ids)
+        return tuple([self._by_id[slot_id].record() for slot_id in self.slot_ids])
+
+    def states(self) -> dict[str, SlotState]:
+        """Each slot's state, by id in forward order."""
+        return {slot_id: self._by_id[slot_id].clock.state for slot_id in self.slot_ids}
 
     def fingerprint(self) -> int:
         """63-bit digest over names, order, shapes and bits of all parameters and buffers."""
@@ -146,9 +152,9 @@ class GrownModel(nn.Module):
         return {slot_id: self._as_alpha(slot_id, value, {}) for slot_id, value in overrides.items()}
 
     def _check_evaluating(self) -> None:
-        for name, module in self.named_modules():
-            if module.training:
-                raise OverrideInTraining(name or type(self).__name__)
+        if any(module.training for module in modules_of(self)):
+            training = next(name for name, module in self.named_modules() if module.training)
+            raise OverrideInTraining(training or type(self).__name__)
 
     def _as_alpha(self, slot_id: str, value: float | Tensor, numbers: dict[float, Tensor]) -> Tensor:
         if slot_id not in self.slots:

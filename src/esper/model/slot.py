@@ -19,6 +19,7 @@ from esper.model.blueprints import build
 from esper.model.blueprints.registry import build_again, check_shapes
 from esper.model.gate import Gate, GatedSeed
 from esper.model.topology import topology as layout
+from esper.modules import parameters_of
 
 
 class _Path(Enum):
@@ -143,7 +144,7 @@ class SeedSlot(nn.Module):
 
     def seed_parameters(self) -> tuple[nn.Parameter, ...]:
         """The seed's parameters in their module's order; none without a seed."""
-        return () if self.seed is None else tuple(self.seed.parameters())
+        return () if self.seed is None else tuple(parameters_of(self.seed))
 
     def lifecycle_state(self) -> dict[str, object]:
         """Plain values that `load_lifecycle_state` takes back. Tensors are in `state_dict`, not here."""

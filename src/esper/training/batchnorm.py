@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from esper.modules import modules_of
+
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
-    """All running means and variances, in the modules' order: the tensors themselves."""
+    """All running means and variances (C,), in the modules' order: the tensors themselves."""
     return [
         tensor
-        for module in model.modules()
+        for module in modules_of(model)
         if isinstance(module, _BatchNorm)
         for tensor in (module.running_mean, module.running_var)
         if tensor is not None
@@ -22,9 +24,11 @@ def running_statistics(model: nn.Module) -> list[Tensor]:
 
 
 @torch.no_grad()
-def heal(statistics: list[Tensor], good: list[Tensor]) -> None:
-    """Put `good` values where `statistics` are not finite, in place: a nan would stay in them for ever."""
-    for tensor, known in zip(statistics, good, strict=True):
+def heal(statistics: list[Tensor], good: Tensor) -> None:
+    """Put what they were in `good`, one after the other, where `statistics` are not finite, in place: a nan
+    would stay in them for ever.
+    """
+    for tensor, known in zip(statistics, torch.split(good, [len(each) for each in statistics]), strict=True):
         tensor.copy_(torch.where(torch.isfinite(tensor), tensor, known))
 
 
@@ -36,11 +40,9 @@ def average_statistics(model: nn.Module, mean_: Callable[[Tensor], None]) -> Non
     statistics = running_statistics(model)
     if not statistics:
         return
-    flat = torch.cat([tensor.reshape(-1) for tensor in statistics])
+    flat = torch.cat(statistics)
     mean_(flat)
-    sizes = [tensor.numel() for tensor in statistics]
-    for tensor, values in zip(statistics, torch.split(flat, sizes), strict=True):
-        tensor.copy_(values.view_as(tensor))
+    torch._foreach_copy_(statistics, torch.split(flat, [len(tensor) for tensor in statistics]))
 
 
 @contextmanager

@@ -49,18 +49,15 @@ def train_on(
     """
     module.train()
     statistics = running_statistics(module)
-    good = [tensor.clone() for tensor in statistics]
+    good = torch.cat(statistics) if statistics else torch.empty(0)
     sums, steps = MetricSums(), 0
-    parameters = [
-        parameter
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        if parameter.requires_grad
-    ]
+    stepped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = [parameter for parameter in stepped if parameter.requires_grad]
     for batch in batches:
         shadow = isinstance(batch, Shadow)
         inputs, classes = batch.batch if isinstance(batch, Shadow) else batch
-        optimizer.zero_grad(set_to_none=True)
+        for parameter in stepped:  # the optimiser's own way takes 0.1 ms
+            parameter.grad = None
         with kept_statistics(module) if shadow else nullcontext():
             logits = module(inputs)
             loss = _loss(logits, classes)

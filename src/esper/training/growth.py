@@ -22,7 +22,7 @@ from esper.lifecycle.gates import GateVerdict, evaluate_gate
 from esper.lifecycle.stage import Stage
 from esper.lifecycle.state import SlotState
 from esper.model import GrownModel
-from esper.model.fingerprint import named_tensors
+from esper.modules import named_tensors
 from esper.training.config import TrainConfig
 from esper.training.history import Dissent
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import is_
 from typing import Any
 
 import torch
@@ -30,7 +31,9 @@ def follow_parameters(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.
 
     A frozen parameter stays a parameter of the optimiser, without a gradient, so that its momentum survives.
     """
-    current = list(parameters)
+    current, before = list(parameters), optimizer.param_groups[0]["params"]
+    if len(current) == len(before) and all(map(is_, current, before)):
+        return
     optimizer.param_groups[0]["params"] = current
     kept = {id(parameter) for parameter in current}  # a tensor's own hash is a call of Python's
     for parameter in [parameter for parameter in optimizer.state if id(parameter) not in kept]:

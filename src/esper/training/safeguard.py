@@ -12,7 +12,7 @@ from esper.errors import TrainingDiverged
 from esper.lifecycle.metrics import MetricSums
 from esper.lifecycle.stage import Stage, has_seed
 from esper.model import GrownModel
-from esper.training.snapshot import Saved, capture, restore
+from esper.training.snapshot import Snapshot, restore
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -22,12 +22,13 @@ class Safeguard:
 
     def __init__(self, config: GovernorConfig) -> None:
         self.governor = Governor(config)
-        self._good: Saved | None = None
+        self._good: Snapshot | None = None
 
     def begin(self, model: GrownModel, optimizer: torch.optim.Optimizer) -> None:
         """Before an epoch: the state that a run starts with is good."""
         if self._good is None and self.governor.config.enabled:
-            self._good = capture(model, optimizer)
+            self._good = Snapshot()
+            self._good.take(model, optimizer)
 
     def panics(self, train: MetricSums, test: MetricSums) -> bool:
         """Whether this rank's losses are a panic; without samples they say nothing. Changes nothing."""
@@ -49,7 +50,7 @@ class Safeguard:
         if self._good is None or self.governor.rollbacks >= limit:
             raise TrainingDiverged(epoch, loss, self.governor.rollbacks, limit)
         _LOGGER.warning("epoch %d is undone: loss %g", epoch, loss)
-        restore(model, optimizer, self._good)
+        restore(model, optimizer, self._good.saved())
         for record in model.records():
             if has_seed(record.stage) and record.stage is not Stage.FOSSILIZED:
                 model.slots[record.slot_id].prune(0)
@@ -63,7 +64,8 @@ class Safeguard:
         calm = panicked or self.governor.judge(loss) is Alarm.CALM  # what was rolled back to is good, too
         self.governor.learn(loss, panicked=panicked)
         if calm:
-            self._good = capture(model, optimizer)
+            self._good = self._good or Snapshot()
+            self._good.take(model, optimizer)
 
     def forget(self) -> None:
         """The state is another run's now: the next epoch begins with what is good."""

@@ -14,7 +14,8 @@ from esper.distributed.growth import growth_rng_digest
 from esper.distributed.replicate import Replica
 from esper.lifecycle.record import SlotRecord
 from esper.model import GrownModel
-from esper.model.fingerprint import named_tensors
+from esper.model.fingerprint import kind_text
+from esper.modules import named_tensors
 from esper.training.plain import to_plain
 
 if TYPE_CHECKING:
@@ -45,10 +46,10 @@ def layout_of(model: GrownModel, module: nn.Module | None) -> dict[str, str]:
     parameters, buffers = named_tensors(model)
     return {
         **{
-            f"parameter {name}": f"{one.dtype} {list(one.shape)}{_part(one, covered)}"
+            f"parameter {name}": f"{kind_text(one.dtype, one.shape)}{_part(one, covered)}"
             for name, one in parameters
         },
-        **{f"buffer {name}": f"{one.dtype} {list(one.shape)}" for name, one in buffers},
+        **{f"buffer {name}": kind_text(one.dtype, one.shape) for name, one in buffers},
         **({} if replica is None else {"replica": f"number {replica.number} of this run"}),
     }
 

@@ -20,7 +20,7 @@ from esper.control.actions import Decision
 from esper.control.heuristic import HeuristicController
 from esper.control.signals import EpochSignals
 from esper.distributed.agreement import Agreed, Agreement
-from esper.distributed.digest import run_digest, stable_digest
+from esper.distributed.digest import run_digest, stable_digest, text_digest
 from esper.distributed.growth import growth_rng_digest
 from esper.distributed.loaders import UNKNOWN, agreed_batches, check_announced
 from esper.distributed.replicate import Replica, Replication
@@ -28,6 +28,7 @@ from esper.distributed.rows import AgreementRecord, RowKind
 from esper.errors import ConfigError, NotReplicated
 from esper.lifecycle.metrics import GradientTrend, MetricSums, SlotMeasurement
 from esper.model import GrownModel
+from esper.modules import parameters_of
 from esper.training.batchnorm import average_statistics
 from esper.training.callbacks import Callback
 from esper.training.compile import StepCompiler
@@ -200,7 +201,7 @@ class Trainer:
         if self._group is None:
             return
         layout = layout_of(self.model, module)
-        record = self._record(epoch, RowKind.START, stable_digest("layout", layout))
+        record = self._record(epoch, RowKind.START, text_digest(str(layout)))
         self.agreement.begin(record, lambda: {**self.config.settings(), **layout})
         missing = tuple(name for name, text in layout.items() if text.endswith(NOT_REPLICATED))
         if missing:
@@ -223,7 +224,7 @@ class Trainer:
         """Collective: every rank, same order. One pass over this rank's batches, `module` being the model as
         it is trained.
         """
-        follow_parameters(self.optimizer, self.model.parameters())
+        follow_parameters(self.optimizer, parameters_of(self.model))
         watch = GradientWatch(self.model, self.config.optimizer.clip)
         sums, steps = train_on(
             module,
@@ -276,12 +277,19 @@ class Trainer:
             next_batches=UNKNOWN if batches is None else batches,
             panic=self.safeguard.panics(train, test),
             stop=self._asked_to_stop,
-            random_bits=stable_digest("draw", self.config.seed, epoch, self.agreement.rank, bits=64),
+            random_bits=self._drawn(epoch),
             train=train,
             test=test,
             measurements=measurements,
         )
         return self.agreement.exchange(record, self.config.settings)
+
+    def _drawn(self, epoch: int) -> int:
+        """64 random bits, of the first rank's: what the others have nobody reads."""
+        rank = self.agreement.rank
+        if rank != self.agreement.ranks[0]:
+            return 0
+        return stable_digest("draw", self.config.seed, epoch, rank, bits=64)
 
     def _record(self, epoch: int, kind: RowKind, fingerprint: int) -> AgreementRecord:
         """What has to be the same on every rank at any time."""
@@ -378,5 +386,5 @@ class Trainer:
         return number
 
     def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        device = next(self.model.parameters()).device
+        device = self.model.alphas.device
         return ((inputs.to(device), classes.to(device)) for inputs, classes in batches)

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from esper.model import fingerprint
-from esper.model.fingerprint import named_tensors
 
 
 def module() -> nn.Module:
@@ -85,18 +84,6 @@ def test_any_dtype_and_a_transposed_tensor(dtype: torch.dtype) -> None:
     holder.register_buffer("it", torch.ones(2, 3, dtype=dtype).t())
     holder.register_buffer("empty", torch.zeros(0, dtype=dtype))
     assert fingerprint(holder) == fingerprint(copy.deepcopy(holder))
-
-
-def test_tensors_are_named_as_torch_names_them() -> None:
-    inner = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    tied = nn.ModuleDict({"a": inner, "b": inner, "c": nn.Conv2d(1, 1, 1, bias=False)})
-    tied.register_buffer("none", None)
-    parameters, buffers = named_tensors(tied)
-    for mine, theirs in (
-        (parameters, tied.named_parameters(remove_duplicate=False)),
-        (buffers, tied.named_buffers(remove_duplicate=False)),
-    ):
-        assert [(name, id(one)) for name, one in mine] == [(name, id(one)) for name, one in theirs]
 
 
 def test_the_number_is_a_format() -> None:
