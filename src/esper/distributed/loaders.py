@@ -9,6 +9,7 @@ from itertools import count, islice
 from typing import Generic, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from esper.distributed.agreement import Agreement
@@ -93,6 +94,14 @@ def agreed_batches(
         yield from islice(batches, min(counts))
     else:
         yield from batches
+
+
+def issued(group: dist.ProcessGroup | None) -> int:
+    """How many collectives this rank has issued in `group`; 0 in none."""
+    if group is None:
+        return 0
+    number: int = group._get_sequence_number_for_group()  # type: ignore[attr-defined]  # private
+    return number
 
 
 def _shadowed(batches: Iterable[_T], steps: int) -> Iterator[_T | Shadow[_T]]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from esper.distributed.oneround import SHORT, mean_of_gradients
+from esper.distributed.oneround import SHORT, OneRound, mean_of_gradients
 from esper.errors import CounterfactualOnReplica
 from esper.modules import parameters_of
 
@@ -30,15 +30,27 @@ class Replica(DistributedDataParallel):
         self._learning = _learning(module)
         self.covered = frozenset(map(id, self._learning))
         self._kinds = _kinds(self._learning)
+        self._round = OneRound(self.process_group)
         self.in_one_round = dist.get_backend(self.process_group) == "gloo" and _are_few(self._learning)
         if self.in_one_round:
-            self.register_comm_hook(self.process_group, mean_of_gradients)
+            self.register_comm_hook(self._round, mean_of_gradients)
 
     def serves(self, module: nn.Module) -> bool:
         """Whether it is of this module, and of what learns in it now."""
         learning = _learning(module)
         same = len(learning) == len(self._learning) and all(map(is_, learning, self._learning))
         return self.module is module and same and self._kinds == _kinds(learning)
+
+    def take_along(self, tensors: Sequence[Tensor]) -> None:
+        """Have `tensors`, each (N,), be replaced by their means over ranks with the next gradients, as long
+        as all ranks do so. `took_along` says whether that was possible, the same on every rank.
+        """
+        self._round.take_along(tensors)
+
+    @property
+    def took_along(self) -> bool:
+        """Whether what was last to be taken along is averaged."""
+        return self._round.went_along
 
     def forward(self, *inputs: Any, **keywords: Any) -> Any:
         """As the model's. Raises CounterfactualOnReplica where it is given `alpha_overrides`."""

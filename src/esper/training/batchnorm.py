@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from esper.distributed.replicate import Replica
 from esper.modules import modules_of
+
+_T = TypeVar("_T")
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
@@ -43,6 +47,17 @@ def average_statistics(model: nn.Module, mean_: Callable[[Tensor], None]) -> Non
     flat = torch.cat(statistics)
     mean_(flat)
     torch._foreach_copy_(statistics, torch.split(flat, [len(tensor) for tensor in statistics]))
+
+
+def with_statistics(batches: Iterable[_T], steps: int, module: Replica) -> Iterator[_T]:
+    """The `batches`, of which each rank has `steps`; with the last one's gradients all running means and
+    variances are replaced by their means over ranks, where `module` can: the exchange alone takes longer.
+    """
+    module.take_along(())
+    for step, batch in enumerate(batches, 1):
+        if step == steps:
+            module.take_along(running_statistics(module))
+        yield batch
 
 
 @contextmanager

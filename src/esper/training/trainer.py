@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,14 +23,14 @@ from esper.control.signals import EpochSignals
 from esper.distributed.agreement import Agreed, Agreement
 from esper.distributed.digest import run_digest, stable_digest, text_digest
 from esper.distributed.growth import growth_rng_digest
-from esper.distributed.loaders import UNKNOWN, agreed_batches, check_announced
+from esper.distributed.loaders import UNKNOWN, Shadow, agreed_batches, check_announced, issued
 from esper.distributed.replicate import Replica, Replication
 from esper.distributed.rows import AgreementRecord, RowKind
 from esper.errors import ConfigError, NotReplicated
 from esper.lifecycle.metrics import GradientTrend, MetricSums, SlotMeasurement
 from esper.model import GrownModel
 from esper.modules import parameters_of
-from esper.training.batchnorm import average_statistics
+from esper.training.batchnorm import average_statistics, with_statistics
 from esper.training.callbacks import Callback
 from esper.training.compile import StepCompiler
 from esper.training.config import TrainConfig
@@ -107,6 +108,7 @@ class Trainer:
         self._trends: dict[str, GradientTrend] = {}
         self._announced: Sequence[tuple[int, int]] = ()
         self._asked_to_stop = False
+        self._averaged = False  # BatchNorm's statistics, by the last step
         self.stopping: tuple[int, ...] = ()  # ranks that were asked to end the run early, which all do
         self._digested = (config, config.digest())
 
@@ -226,20 +228,26 @@ class Trainer:
         """
         follow_parameters(self.optimizer, parameters_of(self.model))
         watch = GradientWatch(self.model, self.config.optimizer.clip)
+        batches: Iterator[Batch | Shadow[Batch]] = agreed_batches(
+            self._on_device(self.task.train_batches(epoch)),
+            self._announced,
+            policy=self.config.loaders,
+            agreement=self.agreement,
+            epoch=epoch,
+            sequence=partial(issued, self._group),
+        )
+        counts = {number for _, number in self._announced}
+        if isinstance(module, Replica) and len(counts) == 1:
+            batches = with_statistics(batches, min(counts), module)
         sums, steps = train_on(
             module,
-            agreed_batches(
-                self._on_device(self.task.train_batches(epoch)),
-                self._announced,
-                policy=self.config.loaders,
-                agreement=self.agreement,
-                epoch=epoch,
-                sequence=self._issued,
-            ),
+            batches,
             self.optimizer,
             clip=self.config.optimizer.clip,
             after_backward=watch,
         )
+        # A step that was not taken has brought each rank's statistics back to its own.
+        self._averaged = isinstance(module, Replica) and module.took_along and {steps} == counts
         self._steps += steps
         self._trends = watch.trends()
         return sums
@@ -250,8 +258,10 @@ class Trainer:
         return module if self._replication is None else self._replication.of(module)
 
     def average_buffers(self) -> None:
-        """Collective: every rank, same order. Makes BatchNorm's statistics those of all ranks' batches."""
-        if self._group is not None:
+        """Collective: every rank, same order. Makes BatchNorm's statistics those of all ranks' batches, where
+        the last gradients have not done so.
+        """
+        if self._group is not None and not self._averaged:
             average_statistics(self.model, lambda values: self.agreement.mean_(values, "buffers"))
 
     def evaluate(self) -> tuple[MetricSums, tuple[SlotMeasurement, ...]]:
@@ -377,13 +387,6 @@ class Trainer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _issued(self) -> int:
-        """How many collectives this rank has issued in the group that trains."""
-        if self._group is None:
-            return 0
-        number: int = self._group._get_sequence_number_for_group()  # type: ignore[attr-defined]  # private
-        return number
 
     def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         device = self.model.alphas.device

@@ -62,6 +62,42 @@ def test_gradients_are_the_mean_over_ranks(inputs: int, sparse: bool, in_one_rou
         torch.testing.assert_close(torch.tensor(mine), sum(each) / RANKS)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "sparse", "dtype", "goes"),
+    [
+        (4, False, torch.float32, True),
+        (4, True, torch.float32, False),  # in two buckets, of which the first comes before the end
+        (4, False, torch.float64, False),
+        (SHORT // 8, False, torch.float32, False),
+    ],
+)
+def test_more_goes_along_once_with_gradients_in_a_single_bucket(
+    inputs: int, sparse: bool, dtype: torch.dtype, goes: bool
+) -> None:
+    def body(rank: int) -> dict[str, Any]:
+        model = _model(inputs, sparse=sparse)
+        replica = replicate(model, dist.group.WORLD)  # type: ignore[arg-type]
+        more = [torch.full((2,), float(rank), dtype=dtype), torch.full((1,), 10.0 * rank, dtype=dtype)]
+        found: dict[str, Any] = {"took along": [], "gradients": []}
+        for step in range(3):
+            model.zero_grad(set_to_none=True)
+            if step == 1:
+                replica.take_along(more)
+            replica(_batch(rank)).square().sum().backward()
+            gradients = [each.grad for each in model.parameters()]
+            found["gradients"].append([each.to_dense().tolist() for each in gradients if each is not None])
+            found["took along"].append(replica.took_along)
+        return {**found, "more": [each.tolist() for each in more]}
+
+    outcomes = run_ranks(body, RANKS)
+    assert [outcome.error for outcome in outcomes] == [None] * RANKS
+    for rank, outcome in enumerate(outcomes):
+        assert outcome.value["more"] == ([[1.0, 1.0], [10.0]] if goes else [[rank, rank], [10 * rank]])
+        assert outcome.value["took along"] == [False, goes, False]
+        first, *others = outcome.value["gradients"]
+        assert inputs > 4 or others == [first] * 2  # of a large one they depend on its buckets
+
+
 def test_a_replica_serves_for_as_long_as_a_new_one_would_be_the_same() -> None:
     def numbers(rank: int) -> list[int]:
         replication = Replication(dist.group.WORLD)  # type: ignore[arg-type]
