@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from esper.cli.train import RUNS
 from esper.errors import DataError
+from esper.modules import parameters_of
 from esper.training import Callback, EpochResult, TrainConfig, Trainer, save_picture
 from esper.training.log import NAME, RunLog
 
@@ -121,7 +122,7 @@ class Record(Callback):
 
 
 def _parameters(trainer: Trainer) -> int:
-    return sum(parameter.numel() for parameter in trainer.model.parameters())
+    return sum(parameter.numel() for parameter in parameters_of(trainer.model))
 
 
 class _Events:

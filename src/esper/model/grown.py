@@ -114,11 +114,14 @@ class GrownModel(nn.Module):
 
     def tick(self) -> None:
         """One epoch is over for every slot, as `SeedSlot.tick` for each in forward order."""
+        before = [slot.clock.alpha for slot in self._by_id.values()]
         for slot in [slot for slot in self._by_id.values() if not slot.clock.tick()]:
             slot.turn()
-        # One write for all: a thousand single ones take half a millisecond.
+        # One write for all, since a thousand single ones take half a millisecond, and none in an epoch that
+        # has left all of them as they were.
         shown = [slot.clock.alpha for slot in self._by_id.values()]
-        self.alphas.copy_(torch.tensor(shown, dtype=self.alphas.dtype))
+        if shown != before:
+            self.alphas.copy_(torch.tensor(shown, dtype=self.alphas.dtype))
 
     def configuration(self) -> tuple[tuple[int, str, bool], ...]:
         """What a compiled step depends on: the same means the same graph, whatever the stages and alphas."""

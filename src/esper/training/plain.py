@@ -6,24 +6,35 @@ import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from esper.errors import BadState
 
 _T = TypeVar("_T")
 _TAG = "type"  # which class of a union it is
+_PLAIN = frozenset({int, float, str, bool, type(None)})
 
 
 def to_plain(value: Any) -> Any:
     """`value` as dicts, lists, numbers, strings and None."""
-    if is_dataclass(value) and not isinstance(value, type):
-        inner = {each.name: to_plain(getattr(value, each.name)) for each in fields(value)}
-        return {_TAG: type(value).__name__, **inner}
+    kind: type = type(value)
+    if kind in _PLAIN:  # most are: to ask such a value what else it may be takes ten times as long
+        return value
+    names = _names(kind)
+    if names is not None:
+        return {_TAG: kind.__name__, **{name: to_plain(getattr(value, name)) for name in names}}
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, (list, tuple)):
         return [to_plain(each) for each in value]
     return value
+
+
+@lru_cache(maxsize=64)
+def _names(kind: type) -> tuple[str, ...] | None:
+    """The fields of a dataclass, None for any other type."""
+    return tuple(each.name for each in fields(kind)) if is_dataclass(kind) else None
 
 
 def from_plain(kind: type[_T], value: Any, where: str) -> _T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
@@ -29,10 +30,13 @@ def as_shown(records: Sequence[SlotRecord], alphas: Tensor) -> tuple[SlotRecord,
 
     `alphas` (slots,) is what it reads. So an alpha that one rank overwrote is found with its value.
     """
-    expected = torch.tensor([record.alpha for record in records], dtype=alphas.dtype).tolist()
+    meant = [record.alpha for record in records]
+    # What a tensor makes of the numbers; an array does so in a fifth of the time.
+    single = alphas.dtype is torch.float32
+    expected = (array("f", meant) if single else torch.tensor(meant, dtype=alphas.dtype)).tolist()
     return tuple(
-        record if shown == meant else replace(record, alpha=shown)
-        for record, shown, meant in zip(records, alphas.tolist(), expected, strict=True)
+        record if shown == right else replace(record, alpha=shown)
+        for record, shown, right in zip(records, alphas.tolist(), expected, strict=True)
     )
 
 
