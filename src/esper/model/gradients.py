@@ -22,6 +22,8 @@ class GradientLog:
 
     def read(self) -> None:
         """Take down the norms of the gradients that are there now; nothing of them is copied to the host."""
+        if not self._seeds:
+            return
         seeds = [(slot_id, _gradients(parameters)) for slot_id, parameters in self._seeds]
         host = _gradients(self._host)
         if not host or not any(gradients for _, gradients in seeds):

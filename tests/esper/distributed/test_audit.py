@@ -32,6 +32,17 @@ def test_whatever_differs_gives_another_digest(other: dict[str, Any]) -> None:
     assert list(leaves(state, "")) != list(leaves(BASE, ""))  # so that the difference can be named
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.uint8])
+def test_of_a_large_tensor_a_value_two_that_change_places_and_the_shape_count(dtype: torch.dtype) -> None:
+    large = (torch.arange(200_000) % 251).to(dtype)
+    value, places = large.clone(), large.clone()
+    value[150_000] += 1
+    places[[3, 150_000]] = places[[150_000, 3]]
+    digests = {digest_of({"x": each}) for each in (large, value, places, large.reshape(2, -1))}
+    assert len(digests) == 4
+    assert digest_of({"x": large.clone()}) in digests
+
+
 def test_other_keys_or_another_order_of_them_are_another_state() -> None:
     assert digest_of({"one": 1}) != digest_of({"other": 1})
     assert digest_of(dict(reversed(BASE.items()))) != digest_of(BASE)

@@ -39,9 +39,9 @@ def weights() -> Tensor:
 
 
 def words(tensor: Tensor) -> Tensor:
-    """The tensor's bits as int64 words (N,), one an element (two for complex128)."""
+    """The tensor's bits as integers (N,) on the CPU, one an element (two for complex128)."""
     flat = tensor.detach().reshape(-1).contiguous()
-    return flat.view(_WORDS[min(8, flat.element_size())]).to("cpu", torch.int64)
+    return flat.view(_WORDS[min(8, flat.element_size())]).cpu()
 
 
 def tensor_digest(tensor: Tensor) -> int:
@@ -58,7 +58,8 @@ def tensor_digest(tensor: Tensor) -> int:
     all_words, by = words(tensor), weights()
     total = 0
     for index, piece in enumerate(torch.split(all_words, _PIECE)):
-        total += (2 * index + 1) * int(torch.dot(piece, by[: len(piece)]))
+        # Widened piece by piece: all at once they leave the caches, and take twice a large tensor's room.
+        total += (2 * index + 1) * int(torch.dot(piece.to(torch.int64), by[: len(piece)]))
     return (total ^ stable_digest(_kind(tensor))) & ((1 << 64) - 1)
 
 
