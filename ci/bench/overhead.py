@@ -3,8 +3,8 @@
     .venv/bin/python ci/bench/overhead.py [--ranks N ...] [--rounds N] [--json FILE]
 
 trained  an epoch of the trainer on the preset's config, with what the command gives it: log, TensorBoard's
-         events, and lines into a file, all on the first rank. Two exchanges, BatchNorm's statistics
-         averaged, the governor's snapshot and the decision count as overhead, too
+         events, and lines into a file, all on the first rank. Two exchanges, BatchNorm's statistics along
+         with the last gradients, the governor's snapshot and the decision count as overhead, too
 audited  such an epoch with the audit that each tenth one has
 bare     an epoch's own work: the same `train_on` and `evaluate_on` over the same batches, on the very same
          model and optimiser, on ranks in the very same DDP. It exchanges nothing but gradients: its ranks

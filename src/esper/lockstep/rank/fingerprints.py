@@ -39,9 +39,14 @@ def weights() -> Tensor:
 
 
 def words(tensor: Tensor) -> Tensor:
-    """The tensor's bits as integers (N,) on the CPU, one an element (two for complex128)."""
-    flat = tensor.detach().reshape(-1).contiguous()
-    return flat.view(_WORDS[min(8, flat.element_size())]).cpu()
+    """The tensor's bits as int64 words (N,) on the CPU, of several elements where they are shorter; the last
+    word is filled up with zeros.
+    """
+    raw = tensor.detach().reshape(-1).contiguous().cpu().view(torch.uint8)
+    missing = -len(raw) % 8
+    if missing or raw.storage_offset() % 8:
+        raw = torch.cat([raw, raw.new_zeros(missing)])
+    return raw.view(torch.int64)
 
 
 def tensor_digest(tensor: Tensor) -> int:
@@ -58,8 +63,7 @@ def tensor_digest(tensor: Tensor) -> int:
     all_words, by = words(tensor), weights()
     total = 0
     for index, piece in enumerate(torch.split(all_words, _PIECE)):
-        # Widened piece by piece: all at once they leave the caches, and take twice a large tensor's room.
-        total += (2 * index + 1) * int(torch.dot(piece.to(torch.int64), by[: len(piece)]))
+        total += (2 * index + 1) * int(torch.dot(piece, by[: len(piece)]))
     return (total ^ stable_digest(_kind(tensor))) & ((1 << 64) - 1)
 
 
