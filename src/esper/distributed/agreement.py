@@ -26,21 +26,22 @@ from esper.distributed.rows import (
     SAME_BYTES,
     AgreementRecord,
     GrowthRecord,
+    Own,
     Record,
     decode,
     decode_count,
     encode,
     encode_count,
     encode_text,
-    joined,
     kind_of,
+    own_of,
     text_length,
     text_part,
     version_of,
-    with_own,
 )
 from esper.errors import ConfigError, GrowthFailed, LifecycleDivergence
 from esper.lifecycle.metrics import MetricSums, SlotMeasurement, mean_measurement
+from esper.lifecycle.record import SlotRecord
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -68,7 +69,10 @@ class AgreementConfig:
 class Agreed:
     """What the ranks agreed on; bit for bit the same on each of them."""
 
-    records: tuple[AgreementRecord, ...]  # in group rank order
+    epoch: int
+    slots: tuple[SlotRecord, ...]
+    fingerprint: int  # of the model
+    own: tuple[Own, ...]  # in group rank order, what each rank has measured for itself
     train: MetricSums
     test: MetricSums
     measurements: tuple[SlotMeasurement, ...]  # one a slot, averaged over ranks
@@ -110,20 +114,27 @@ class Agreement:
         where = f"the agreement of epoch {record.epoch}"
         if self.config.debug:
             self._log_turns(record)
-        rows = self._whole(self._compared(record, "agreement", where, explain), record)
+        gathered = self._compared(record, "agreement", where, explain)
+        own = tuple([own_of([rows[rank] for rows in gathered], len(record.slots)) for rank in self.ranks])
+        by_rank = tuple(zip(self.ranks, own, strict=True))
         return Agreed(
-            records=tuple(rows.values()),
-            train=sum((row.train for row in rows.values()), MetricSums()),
-            test=sum((row.test for row in rows.values()), MetricSums()),
+            epoch=record.epoch,
+            slots=record.slots,
+            fingerprint=record.fingerprint,
+            own=own,
+            train=sum([each.train for each in own], MetricSums()),
+            test=sum([each.test for each in own], MetricSums()),
             measurements=tuple(
-                mean_measurement(column)
-                for column in zip(*(row.measurements for row in rows.values()), strict=True)
+                [
+                    mean_measurement(column)
+                    for column in zip(*[each.measurements for each in own], strict=True)
+                ]
             ),
-            next_batches=tuple((rank, row.next_batches) for rank, row in rows.items()),
-            panicking=tuple(rank for rank, row in rows.items() if row.panic),
-            stopping=tuple(rank for rank, row in rows.items() if row.stop),
-            fell_back=tuple(rank for rank, row in rows.items() if row.compile_state > 1),
-            random_bits=next(iter(rows.values())).random_bits,
+            next_batches=tuple([(rank, each.next_batches) for rank, each in by_rank]),
+            panicking=tuple([rank for rank, each in by_rank if each.panic]),
+            stopping=tuple([rank for rank, each in by_rank if each.stop]),
+            fell_back=tuple([rank for rank, each in by_rank if each.compile_state > 1]),
+            random_bits=own[0].random_bits,
         )
 
     def begin(self, record: AgreementRecord, explain: Explain | None = None) -> None:
@@ -205,8 +216,8 @@ class Agreement:
         for mine in encode(record):
             rows = self._gather(mine, purpose, where)
             gathered.append(rows)
-            size = len(mine) if isinstance(record, GrowthRecord) else SAME_BYTES
-            if any(row[:size] != mine[:size] for row in rows.values()):
+            same = mine if isinstance(record, GrowthRecord) else mine[:SAME_BYTES]
+            if not all(row.startswith(same) for row in rows.values()):
                 self._tell({rank: decode(row) for rank, row in rows.items()}, where, explain)
         return gathered
 
@@ -218,16 +229,11 @@ class Agreement:
                 require_same_words(partial(self.texts, where=where), explain(), where)
             raise
 
-    def _whole(self, gathered: list[dict[int, bytes]], mine: AgreementRecord) -> dict[int, AgreementRecord]:
-        """The records of all ranks: their common part is this rank's own, bit for bit."""
-        if len(gathered) == 1:
-            return {rank: with_own(mine, row) for rank, row in gathered[0].items()}
-        return {rank: joined(mine, [rows[rank] for rows in gathered]) for rank in self.ranks}
-
     def _gather(self, mine: bytes, purpose: str, where: str) -> dict[int, bytes]:
         rows = self._control.rows(mine, purpose, where)
         # What these two say has to be known before the rest of a row can be read.
-        if any(row[:16] != mine[:16] for row in rows.values()):
+        begin = mine[:16]
+        if not all(row.startswith(begin) for row in rows.values()):
             versions = [(rank, str(version_of(row))) for rank, row in rows.items()]
             require_same({"row format": versions}, where)
             require_same(

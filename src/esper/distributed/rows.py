@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import lru_cache
+from typing import NamedTuple
 
 from esper.distributed.digest import stable_digest
 from esper.lifecycle.config import Blend
@@ -83,6 +84,19 @@ class AgreementRecord:
     train: MetricSums = field(default_factory=MetricSums)
     test: MetricSums = field(default_factory=MetricSums)
     measurements: tuple[SlotMeasurement, ...] = ()  # one a slot, in the order of `slots`
+
+
+class Own(NamedTuple):
+    """The part of an `AgreementRecord` that each rank has for itself."""
+
+    next_batches: int
+    compile_state: int
+    panic: bool
+    stop: bool
+    random_bits: int
+    train: MetricSums
+    test: MetricSums
+    measurements: tuple[SlotMeasurement, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,40 +193,27 @@ def decode(row: bytes) -> Record:
         fingerprint=fingerprint,
         previous_decision=previous,
     )
-    return with_own(record, row)
+    return with_own(record, own_of([row], count))
 
 
-def joined(record: AgreementRecord, rows: Sequence[bytes]) -> AgreementRecord:
-    """As `with_own`, for a record of more slots than one row holds."""
-    parts = [
-        with_own(replace(record, slots=record.slots[at : at + ROW_SLOTS]), row)
-        for at, row in zip(range(0, len(record.slots), ROW_SLOTS), rows, strict=True)
-    ]
-    measurements = tuple(measured for part in parts for measured in part.measurements)
-    return replace(parts[0], slots=record.slots, measurements=measurements)
+def with_own(record: AgreementRecord, own: Own) -> AgreementRecord:
+    """The record of the rank whose `own` this is; the rest is the same as in `record`."""
+    return replace(record, **own._asdict())
 
 
-def with_own(record: AgreementRecord, row: bytes) -> AgreementRecord:
-    """`record` with what the rank that sent `row` measured for itself; they have the same slots."""
-    batches, compiled, panic, stop, bits, *sums = _OWN.unpack_from(row, SAME_BYTES)
+def own_of(rows: Sequence[bytes], slots: int) -> Own:
+    """What a rank that sent these rows, of `slots` slots, has measured for itself."""
+    batches, compiled, panic, stop, bits, *sums = _OWN.unpack_from(rows[0], SAME_BYTES)
     begin = SAME_BYTES + _OWN.size
-    measured = row[begin : begin + len(record.slots) * _MEASURED.size]
-    return replace(
-        record,
-        next_batches=batches,
-        compile_state=compiled,
-        panic=bool(panic),
-        stop=bool(stop),
-        random_bits=bits,
-        train=MetricSums(*sums[:3]),
-        test=MetricSums(*sums[3:]),
-        measurements=tuple(
-            [
-                _decoded_measure(measured[at : at + _MEASURED.size])
-                for at in range(0, len(measured), _MEASURED.size)
-            ]
-        ),
-    )
+    measurements = [
+        _decoded_measure(row[at : at + _MEASURED.size])
+        for number, row in enumerate(rows)
+        for at in range(
+            begin, begin + min(ROW_SLOTS, slots - number * ROW_SLOTS) * _MEASURED.size, _MEASURED.size
+        )
+    ]
+    train, test = MetricSums(*sums[:3]), MetricSums(*sums[3:])
+    return Own(batches, compiled, bool(panic), bool(stop), bits, train, test, tuple(measurements))
 
 
 def version_of(row: bytes) -> int:

@@ -173,7 +173,7 @@ class Growth:
             if view.record.stage is Stage.DORMANT:
                 continue  # a birth is the same everywhere, or it would not have been confirmed
             others = []
-            for rank, row in zip(self._agreement.ranks, agreed.records, strict=True):
+            for rank, row in zip(self._agreement.ranks, agreed.own, strict=True):
                 own = replace(view, measurement=row.measurements[index])
                 if view.improvement is not None and row.test.samples:
                     # Against the agreed accuracy at the stage's start: single ranks' are not kept.

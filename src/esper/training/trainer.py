@@ -179,12 +179,12 @@ class Trainer:
             epoch=epoch,
             loss=agreed.train.loss,
             accuracy=agreed.test.accuracy,
-            records=agreed.records[0].slots,
+            records=agreed.slots,
             measurements=agreed.measurements,
             decision=decision,
             verdicts=applied.verdicts,
             dissent=applied.dissent,
-            fingerprint=agreed.records[0].fingerprint,
+            fingerprint=agreed.fingerprint,
             panicking=agreed.panicking,
             seconds=time.perf_counter() - begun,
         )
@@ -326,10 +326,10 @@ class Trainer:
     def decide(self, agreed: Agreed) -> Decision:
         """The controller's decision on the agreed numbers."""
         self._signals = EpochSignals.of(
-            agreed.records[0].epoch,
+            agreed.epoch,
             [*(result.loss for result in self.history.epochs), agreed.train.loss],
             [*(result.accuracy for result in self.history.epochs), agreed.test.accuracy],
-            agreed.records[0].slots,
+            agreed.slots,
             agreed.measurements,
             agreed.random_bits,
         )

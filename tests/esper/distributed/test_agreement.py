@@ -20,6 +20,7 @@ from esper.distributed import (
     control,
     deadline,
 )
+from esper.distributed.rows import with_own
 from esper.errors import AgreementDeadline, GrowthFailed, LifecycleDivergence
 from esper.lifecycle.config import Blend
 from esper.lifecycle.metrics import MetricSums, SlotMeasurement
@@ -84,7 +85,9 @@ def test_a_mean_of_any_length_is_the_same_on_every_rank(length: int) -> None:
 
 def test_one_process_agrees_with_itself_without_a_group() -> None:
     agreed = Agreement(None).exchange(agreement_record())
-    assert agreed.records == (agreement_record(),)
+    mine = agreement_record()
+    assert (agreed.epoch, agreed.slots, agreed.fingerprint) == (mine.epoch, mine.slots, mine.fingerprint)
+    assert [with_own(mine, own) for own in agreed.own] == [mine]
     assert agreed.measurements == agreement_record().measurements
 
 
@@ -235,7 +238,7 @@ def test_more_slots_than_a_row_holds_are_agreed_on_row_by_row() -> None:
     outcomes = run_ranks(body, 3)
     assert _errors(outcomes) == ["NoneType: None"] * 3
     agreed = outcomes[0].value
-    assert [record.slot_id for record in agreed.records[2].slots] == [f"r0c{column}" for column in range(40)]
+    assert [record.slot_id for record in agreed.slots] == [f"r0c{column}" for column in range(40)]
     assert [measured.contribution for measured in agreed.measurements] == [float(at) for at in range(40)]
     assert outcomes[1].value == agreed
 

@@ -24,8 +24,8 @@ from esper.distributed.rows import (
     encode,
     encode_count,
     encode_text,
-    joined,
     kind_of,
+    own_of,
     squeeze,
     text_length,
     text_part,
@@ -138,7 +138,7 @@ def test_more_slots_than_a_row_holds_chain_further_rows() -> None:
     parts = [decode(row) for row in rows]
     assert [len(part.slots) for part in parts if isinstance(part, AgreementRecord)] == [16, 16, 1]
     blank = replace(record, panic=True, train=MetricSums(), measurements=())
-    assert joined(blank, rows) == record
+    assert with_own(blank, own_of(rows, len(many))) == record
 
 
 def test_what_must_be_the_same_is_one_piece_and_holds_nothing_else() -> None:
@@ -148,7 +148,7 @@ def test_what_must_be_the_same_is_one_piece_and_holds_nothing_else() -> None:
     own |= {"test": MetricSums(), "measurements": (SlotMeasurement(1.0), SlotMeasurement())}
     (other,) = encode(replace(record, **own))
     assert mine[:SAME_BYTES] == other[:SAME_BYTES]
-    assert with_own(record, other) == replace(record, **own)
+    assert with_own(record, own_of([other], len(record.slots))) == replace(record, **own)
     # Whether steps are compiled is the same on all ranks; that one rank cannot compile any more is its own.
     one, two, off = (encode(replace(record, compile_state=state))[0] for state in (1, 2, 0))
     assert one[:SAME_BYTES] == two[:SAME_BYTES] != off[:SAME_BYTES]
