@@ -112,6 +112,18 @@ class GrownModel(nn.Module):
         ]
         return tuple(walk(self.host, tuple(self._by_id.items()), x, checked)) if checked else ()
 
+    def train(self, mode: bool = True) -> Self:
+        """As any module's. An epoch of a small model changes its mode twice, which takes a twentieth of the
+        time where no part has a way of its own: torch looks at each value that a module is given.
+        """
+        modules = modules_of(self)
+        own = any(type(each).train is not nn.Module.train for each in modules[1:])
+        if own or type(mode) is not bool:
+            return super().train(mode)
+        for each in modules:
+            each.__dict__["training"] = mode
+        return self
+
     def tick(self) -> None:
         """One epoch is over for every slot, as `SeedSlot.tick` for each in forward order."""
         before = [slot.clock.alpha for slot in self._by_id.values()]

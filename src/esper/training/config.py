@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from enum import Enum, StrEnum
-from typing import Any, Self, get_args, get_origin, get_type_hints
+from typing import Any, Self, get_args, get_origin
 
 from esper.checks import check_int, check_number
 from esper.control.governor import GovernorConfig
@@ -21,6 +21,7 @@ from esper.errors import ConfigError
 from esper.lifecycle.config import SlotConfig
 from esper.lifecycle.gates import GateConfig
 from esper.training.compile import CompileConfig
+from esper.training.plain import type_hints
 from esper.training.tasks.names import TaskName
 from esper.training.watchdog import WatchdogConfig
 
@@ -128,11 +129,11 @@ class TrainConfig:
         return config
 
 
-def _section(kind: type[Any], values: object, path: str) -> Any:
+def _section(kind: type, values: object, path: str) -> Any:
     known = {each.name: each for each in fields(kind) if each.init}
     if not isinstance(values, Mapping):
         raise ConfigError(path, values, f"a mapping with keys of: {', '.join(known)}")
-    hints = get_type_hints(kind)
+    hints = type_hints(kind)
     given = {}
     for key, value in values.items():
         if key not in known:

@@ -32,6 +32,12 @@ def to_plain(value: Any) -> Any:
 
 
 @lru_cache(maxsize=64)
+def type_hints(kind: type) -> dict[str, Any]:
+    """Of a dataclass, by field; kept, since their texts are compiled each time."""
+    return get_type_hints(kind)
+
+
+@lru_cache(maxsize=64)
 def _names(kind: type) -> tuple[str, ...] | None:
     """The fields of a dataclass, None for any other type."""
     return tuple(each.name for each in fields(kind)) if is_dataclass(kind) else None
@@ -77,7 +83,7 @@ def _dataclass(kind: Any, value: Any, where: str) -> Any:
     names = {each.name for each in fields(kind)}
     if not isinstance(value, Mapping) or set(value) != names | {_TAG} or value[_TAG] != kind.__name__:
         raise BadState(where, value, f"a {kind.__name__} with exactly {', '.join(sorted(names))}")
-    hints = get_type_hints(kind)
+    hints = type_hints(kind)
     return kind(**{name: _decoded(hints[name], value[name], f"{where}.{name}") for name in names})
 
 

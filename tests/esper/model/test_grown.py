@@ -32,6 +32,29 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
     return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+class AlwaysEvaluating(nn.BatchNorm2d):
+    """A part with a mode of its own, as of a backbone whose statistics are kept."""
+
+    def train(self, mode: bool = True) -> "AlwaysEvaluating":
+        super().train(False)
+        return self
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_every_part_has_the_mode_that_is_asked_for_or_its_own(own: bool) -> None:
+    grown = model()
+    germinate(grown.slots["r0c0"])
+    if own:
+        grown.host.add_module("own", nn.Sequential(AlwaysEvaluating(2)))
+    for mode in (False, True, True, False):
+        assert grown.train(mode) is grown
+        assert {type(each).__name__ for each in grown.modules() if each.training is not mode} == (
+            {"AlwaysEvaluating"} if own and mode else set()
+        )
+    with pytest.raises(ValueError, match="boolean"):
+        grown.train("yes")  # type: ignore[arg-type]
+
+
 def test_without_seeds_it_is_the_host() -> None:
     grown = model().eval()
     assert torch.equal(grown(X), grown.host(X))
