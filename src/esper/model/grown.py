@@ -114,11 +114,12 @@ class GrownModel(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """As any module's. An epoch of a small model changes its mode twice, which takes a twentieth of the
-        time where no part has a way of its own: torch looks at each value that a module is given.
+        time where no part has a way of its own, or keeps its mode elsewhere, as a scripted one does: torch
+        looks at each value that a module is given.
         """
         modules = modules_of(self)
-        own = any(type(each).train is not nn.Module.train for each in modules[1:])
-        if own or type(mode) is not bool:
+        usual = all(type(each).train is nn.Module.train for each in modules[1:])
+        if not (usual and bool(mode) is mode and all("training" in each.__dict__ for each in modules)):
             return super().train(mode)
         for each in modules:
             each.__dict__["training"] = mode

@@ -28,11 +28,9 @@ def running_statistics(model: nn.Module) -> list[Tensor]:
 
 
 @torch.no_grad()
-def heal(statistics: list[Tensor], good: Tensor) -> None:
-    """Put what they were in `good`, one after the other, where `statistics` are not finite, in place: a nan
-    would stay in them for ever.
-    """
-    for tensor, known in zip(statistics, torch.split(good, [len(each) for each in statistics]), strict=True):
+def heal(statistics: list[Tensor], good: list[Tensor]) -> None:
+    """Put `good` values where `statistics` are not finite, in place: a nan would stay in them for ever."""
+    for tensor, known in zip(statistics, good, strict=True):
         tensor.copy_(torch.where(torch.isfinite(tensor), tensor, known))
 
 

@@ -49,7 +49,7 @@ def train_on(
     """
     module.train()
     statistics = running_statistics(module)
-    good = torch.cat(statistics) if statistics else torch.empty(0)
+    good = [tensor.clone() for tensor in statistics]
     sums, steps = MetricSums(), 0
     stepped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     parameters = [parameter for parameter in stepped if parameter.requires_grad]

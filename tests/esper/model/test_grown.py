@@ -40,19 +40,22 @@ class AlwaysEvaluating(nn.BatchNorm2d):
         return self
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_every_part_has_the_mode_that_is_asked_for_or_its_own(own: bool) -> None:
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("part", [None, "own", "scripted"])
+def test_every_part_has_the_mode_that_is_asked_for_or_its_own(part: str | None) -> None:
     grown = model()
     germinate(grown.slots["r0c0"])
-    if own:
-        grown.host.add_module("own", nn.Sequential(AlwaysEvaluating(2)))
+    scripted = torch.jit.script(nn.Sequential(nn.Dropout(1.0)))
+    if part is not None:
+        grown.host.add_module(part, scripted if part == "scripted" else nn.Sequential(AlwaysEvaluating(2)))
     for mode in (False, True, True, False):
         assert grown.train(mode) is grown
         assert {type(each).__name__ for each in grown.modules() if each.training is not mode} == (
-            {"AlwaysEvaluating"} if own and mode else set()
+            {"AlwaysEvaluating"} if part == "own" and mode else set()
         )
+        assert part != "scripted" or bool(scripted(torch.ones(1)).item()) is not mode
     with pytest.raises(ValueError, match="boolean"):
-        grown.train("yes")  # type: ignore[arg-type]
+        grown.train(1)  # type: ignore[arg-type]
 
 
 def test_without_seeds_it_is_the_host() -> None:
