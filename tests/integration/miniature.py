@@ -96,8 +96,8 @@ class Uneven:
 
 
 class TinyHost(nn.Module):
-    """A single block of a `CnnHost` with a slot within it, behind the convolution, and one at its end: what a
-    life costs is the number of operations. (N, 1, H, W) to logits (N, 2).
+    """A single block of a `CnnHost` with a slot within it, behind the convolution, and one at its end, whose
+    means are the logits: what a life costs is the number of operations. (N, 1, H, W) to (N, 2).
     """
 
     topology = "cnn"
@@ -107,7 +107,6 @@ class TinyHost(nn.Module):
         super().__init__()
         self.convolution = nn.Conv2d(1, 2, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(2)
-        self.head = nn.Linear(2, 2)
 
     def slot_points(self) -> tuple[SlotPoint, ...]:
         """Both."""
@@ -115,13 +114,13 @@ class TinyHost(nn.Module):
 
     def segment(self, index: int, h: Tensor) -> Tensor:
         """What ends at the slot of this number, or in the logits."""
-        parts = (
-            self.convolution,
-            lambda h: torch.relu(self.norm(h)),
-            lambda h: self.head(h.mean(dim=(2, 3))),
-        )
-        features: Tensor = parts[index](h)
-        return features
+        if index == 0:
+            h = self.convolution(h)
+        elif index == 1:
+            h = torch.relu(self.norm(h))
+        else:
+            h = h.mean(dim=(2, 3))
+        return h
 
     def forward(self, x: Tensor, visit: Visit | None = None) -> Tensor:
         """As any host's."""
