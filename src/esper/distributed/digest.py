@@ -9,13 +9,12 @@ from functools import lru_cache
 
 def stable_digest(*parts: object, bits: int = 63) -> int:
     """Digest of JSON-serialisable parts, at most 64 bits; 63 fit into an int64 and a generator's seed."""
-    text = json.dumps(parts, sort_keys=True)
+    return text_digest(json.dumps(parts, sort_keys=True), bits)
+
+
+def text_digest(text: str, bits: int = 63) -> int:
+    """Digest of a text, at most 64 bits."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> (64 - bits)
-
-
-def text_digest(text: str) -> int:
-    """63-bit digest of a text."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 @lru_cache(maxsize=8)
