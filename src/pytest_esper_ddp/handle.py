@@ -12,30 +12,30 @@ if TYPE_CHECKING:
     import torch
 
     from esper.lockstep.rank.fingerprints import Leaf
+    from pytest_esper_ddp.wire.messages import ForkWorld
 
 
 class DDP:
     """This rank's place in the world of the running test."""
 
-    def __init__(self, rank: int, world_size: int, backend: str, shared_path: Path) -> None:
-        self.rank = rank
-        self._backend = backend
-        self.world_size = world_size
-        self._shared_path = shared_path
+    def __init__(self, rank: int, world: ForkWorld) -> None:
+        self.rank, self._world = rank, world
+        self.world_size = world.world_size
         self.notes: list[str] = []
 
     @property
     def shared_path(self) -> Path:
         """A directory that all ranks have in common, empty at the test's start. Made when first asked for."""
-        self._shared_path.mkdir(exist_ok=True)
-        return self._shared_path
+        path = self._world.shared_path
+        path.mkdir(exist_ok=True)
+        return path
 
     @property
     def device(self) -> torch.device:
         """Where this rank's tensors belong: its GPU with nccl, the processor otherwise."""
         import torch
 
-        return torch.device("cuda", self.rank) if self._backend == "nccl" else torch.device("cpu")
+        return torch.device("cuda", self.rank) if self._world.backend == "nccl" else torch.device("cpu")
 
     def __repr__(self) -> str:
         return f"<rank {self.rank} of {self.world_size}>"

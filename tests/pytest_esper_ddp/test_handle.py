@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from esper.lockstep.rank.fingerprints import leaves
 from pytest_esper_ddp.handle import DDP, first_difference
+from pytest_esper_ddp.wire.messages import ForkWorld
 
 
 def difference(*values: Any) -> str | None:
@@ -18,12 +20,13 @@ def difference(*values: Any) -> str | None:
 
 
 def test_a_rank_introduces_itself(tmp_path: Path) -> None:
-    ddp = DDP(1, 4, "gloo", tmp_path / "shared")
+    world = ForkWorld(1, 4, tmp_path, tmp_path, "gloo", True, True, 0, True, 0)
+    ddp = DDP(1, world)
     assert (ddp.rank, ddp.world_size, ddp.shared_path) == (1, 4, tmp_path / "shared")
     assert ddp.shared_path.is_dir()
     assert repr(ddp) == "<rank 1 of 4>"
     assert ddp.device == torch.device("cpu")
-    assert DDP(1, 4, "nccl", Path("shared")).device == torch.device("cuda", 1)
+    assert DDP(1, replace(world, backend="nccl")).device == torch.device("cuda", 1)
 
 
 @pytest.mark.parametrize(

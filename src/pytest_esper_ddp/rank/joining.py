@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+from esper.lockstep.rank.libc import libc
 from pytest_esper_ddp.wire.messages import ForkWorld
 
 # What a program would have without us: gloo's own default. Tests are ended by their time-out, not by the
 # group's.
 _GROUP_TIMEOUT = timedelta(minutes=30)
+_LOOK_UP = "__nss_configure_lookup"  # glibc's
 _SOURCES = Path("/etc/nsswitch.conf")
 
 
 def join(world: ForkWorld, rank: int) -> None:
     """Make the default group, or say in the environment where an `env://` program can."""
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(world.world_size),
-        LOCAL_WORLD_SIZE=str(world.world_size),
-    )
+    for name in (
+        "RANK",
+        "LOCAL_RANK",
+    ):  # one by one: `update` asks what it was given, for 50 us in a new rank
+        os.environ[name] = str(rank)
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        os.environ[name] = str(world.world_size)
     # A launcher may have left it, and programs take it for the sign that they run under one.
     os.environ.pop("TORCHELASTIC_RUN_ID", None)
     if not world.init:
@@ -68,21 +71,22 @@ def _names_from_files() -> Iterator[None]:
     A client of torch's store asks for the name of the address that it connects to. For loopback it does so in
     a form that no hosts file has, so a name server is asked: a millisecond, 5 s where the answer is lost.
     """
-    usual = _sources_of_names()
+    usual = sources_of_names()
     if usual is None or threading.active_count() > 1:  # another thread may just need one
         yield
         return
-    libc = ctypes.CDLL(None)
-    libc.__nss_configure_lookup(b"hosts", b"files")
+    look_up = getattr(libc(), _LOOK_UP)
+    look_up(b"hosts", b"files")
     try:
         yield
     finally:
-        libc.__nss_configure_lookup(b"hosts", usual)
+        look_up(b"hosts", usual)
 
 
-def _sources_of_names() -> bytes | None:
+@cache
+def sources_of_names() -> bytes | None:
     """Where the system looks for hosts, such as `files dns`; None where that can't be told or changed."""
-    if not hasattr(ctypes.CDLL(None), "__nss_configure_lookup"):  # glibc's
+    if not hasattr(libc(), _LOOK_UP):
         return None
     with suppress(OSError):
         for line in _SOURCES.read_bytes().splitlines():

@@ -78,6 +78,7 @@ def relay_logs() -> None:
         return
     relay = _Relay()
     relay.notice_changes()
+    relay.follow()
 
     class Catching(original):  # type: ignore[valid-type,misc]
         """As pytest's own, to the root logger; all others have the relay."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pytest_esper_ddp.rank.hooks import Hooks
+from pytest_esper_ddp.rank.joining import sources_of_names
 from pytest_esper_ddp.rank.logs import relay_logs
 from pytest_esper_ddp.rank.passing import remember_keywords
 from pytest_esper_ddp.rank.recording import install_early
@@ -20,14 +21,15 @@ def warm_up(session: pytest.Session, items: Iterable[pytest.Item], seed: int) ->
     """Runs in the zygote when everything is collected; starts no thread and touches no device."""
     config = session.config
     install_early(config)
-    seed_all(seed)
     torch.get_default_device()
     if "numpy" in sys.modules:
         import numpy.random  # noqa: F401  9 ms
+    seed_all(seed)
     relay_logs()
+    sources_of_names()
     Hooks.of(config)
     # Which conftest files a path has is settled by now, and pytest asks eleven times a test.
     session.gethookproxy = cache(session.gethookproxy)  # type: ignore[method-assign,assignment]
     for item in items:
-        item.location  # noqa: B018  which the item keeps
+        item.location, item.ihook  # noqa: B018  which are kept
         remember_keywords(item)

@@ -80,7 +80,6 @@ class Worker:
     ) -> None:
         self.session, self.items, self.channel, self.rank, self.world = session, items, channel, rank, world
         self.pid = os.getpid()
-        self.shared_path = world.shared_path
         self.recorder: Recorder
         self.interception: Interception | None = None
         self.hooks = hooks = Hooks.of(session.config)
@@ -158,7 +157,7 @@ class Worker:
         item = self.last = self.items[order.nodeid]
         observer = self.observer
         observer.begin(lambda report: self._send_ahead(item, report, observer.failure))
-        current = handle.DDP(self.rank, self.world.world_size, self.world.backend, self.shared_path)
+        current = handle.DDP(self.rank, self.world)
         item.stash[handle.CURRENT] = current
         self.warnings.recorded.clear()
         shown = _shown_setups(item.config)

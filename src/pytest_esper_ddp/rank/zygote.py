@@ -7,7 +7,6 @@ run loop waits for worlds to fork instead of running tests.
 from __future__ import annotations
 
 import atexit
-import gc
 import os
 import select
 import socket
@@ -20,6 +19,8 @@ import pytest
 from esper.lockstep.rank.lineage import die_with_parent
 from pytest_esper_ddp.options import settings_of
 from pytest_esper_ddp.rank.collecting import Collecting, run
+from pytest_esper_ddp.rank.memory import settle
+from pytest_esper_ddp.rank.pages import CopiedAhead
 from pytest_esper_ddp.wire.channel import receive, send
 from pytest_esper_ddp.wire.messages import Collected, Exited, Forked, ForkWorld
 from pytest_esper_ddp.wire.parameters import parameter_digest
@@ -53,8 +54,9 @@ class Zygote(Collecting):
         from pytest_esper_ddp.rank.warm import warm_up
 
         warm_up(session, items.values(), settings_of(session.config).seed)
-        gc.collect()
-        gc.freeze()  # else each rank's first collection copies every page: 137 ms with dynamo loaded
+        atexit._clear()  # what modules have registered is for the end of one process, not for each rank's
+        settle()
+        self._ahead = CopiedAhead()
         poll = select.poll()
         poll.register(self.channel, select.POLLIN)
         while True:
@@ -72,12 +74,16 @@ class Zygote(Collecting):
         if not data:
             os._exit(0)  # the controller has closed its end
         request: ForkWorld = receive(self.channel)
+        if not request.lasting:
+            self._ahead.before_forks()
         pids = []
         me = os.getpid()
         for rank in range(len(sockets)):  # the others have been launched
             pid = os.fork()
             if pid == 0:
                 die_with_parent(me)
+                if not request.lasting:
+                    self._ahead.in_rank(rank)
                 self._be_rank(session, items, request, rank, sockets)
             pids.append(pid)
             pidfd = os.pidfd_open(pid)
@@ -96,7 +102,6 @@ class Zygote(Collecting):
         sockets: list[int],
     ) -> NoReturn:
         self.channel.close()
-        atexit._clear()  # what modules have registered is for the end of one process, not for each rank's
         for index, fd in enumerate(sockets):
             if index != rank:
                 os.close(fd)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
+
+from esper.lockstep.rank.libc import libc
 
 _PR_SET_PDEATHSIG = 1
 
@@ -15,7 +16,7 @@ def die_with_parent(parent: int) -> None:
     Set by the child itself, since a fork clears it. Linux only; elsewhere a pipe's end of file has to do.
     """
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     except (OSError, AttributeError):
         return
     if os.getppid() != parent:
