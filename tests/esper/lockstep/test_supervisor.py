@@ -100,8 +100,7 @@ def test_a_rank_that_asks_is_told_by_its_own_patience_and_nobody_is_judged(
     hopeful = asker_of(Recorder(ledgers[0]))(60.0)
     assert hopeful(0.0) is None  # nobody has looked yet
     assert supervisor.poll() is None
-    assert hopeful(0.0) is None
-    assert read_answer(tmp_path, 0, 2) == ""
+    assert read_answer(tmp_path, 0, 2) is None  # it may come to be late
     answers = [asker_of(Recorder(ledgers[rank]))(0.0) for rank in (0, 2)]
     assert supervisor.poll() is None
     told = {answer(0.0) for answer in answers}
@@ -109,6 +108,36 @@ def test_a_rank_that_asks_is_told_by_its_own_patience_and_nobody_is_judged(
     assert str(told.pop()).startswith("rank 1 is late for all_reduce #0: frozen\n")
     assert supervisor.diagnosis is None
     assert not sleepers[1].poll()
+    assert supervisor.poll() is None
+    assert str(hopeful(0.0)).startswith("rank 1 is late")  # it was the same occasion
+
+
+def test_a_rank_that_has_much_patience_is_told_nothing_after_a_while(
+    tmp_path: Path, ledgers: list[Ledger], sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    supervisor = Supervisor(tmp_path, [one.pid for one in sleepers], patience=ENDLESS)
+    enters(ledgers[0])
+    enters(ledgers[2])
+    answer = asker_of(Recorder(ledgers[0]))(60.0)
+    while read_answer(tmp_path, 0, 2) is None:
+        assert supervisor.poll() is None
+    assert read_answer(tmp_path, 0, 2) == ""
+    assert answer(0.0) is None
+
+
+def test_a_rank_that_asks_too_early_is_told_when_its_patience_is_over(
+    tmp_path: Path, ledgers: list[Ledger], sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    """As one does that gives up while the late one has had no processor for a part of that time."""
+    supervisor = Supervisor(tmp_path, [one.pid for one in sleepers], patience=ENDLESS)
+    while any(state(one.pid) != "S" for one in sleepers):
+        pass
+    enters(ledgers[0])
+    enters(ledgers[2])
+    answer = asker_of(Recorder(ledgers[0]))(0.3)
+    while read_answer(tmp_path, 0, 2) is None:
+        assert supervisor.poll() is None
+    assert str(answer(0.0)).startswith("rank 1 is late for all_reduce #0: frozen\n")
 
 
 def test_an_answer_that_can_not_be_written_ends_nothing(

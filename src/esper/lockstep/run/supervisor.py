@@ -52,6 +52,8 @@ _REAPED_WITHIN = 1.0
 # Ranks that give up on one wait ask within so many seconds, and are told the same: a look at a guilty rank's
 # line for each of them would come too late for the last.
 _ONE_OCCASION = 1.0
+# Who had no processor for a while is late only after as much more; nothing is said before, and then for good.
+_ANSWERED_WITHIN = 1.0
 
 
 class Supervisor:
@@ -176,10 +178,12 @@ class Supervisor:
         verdict by ours only.
         """
         for seen in self.view.ranks:
-            while seen.questions:
-                question = seen.questions.pop(0)
+            for question in list(seen.questions):
                 patience = float(question.detail.get("patience", self.patience.running))
-                write_answer(self.run_dir, seen.rank, question.number, self._sentence(patience))
+                said = self._sentence(patience)
+                if said or time.monotonic() - question.issued > _ANSWERED_WITHIN:
+                    write_answer(self.run_dir, seen.rank, question.number, said)
+                    seen.questions.remove(question)
 
     def _sentence(self, patience: float) -> str:
         """What could be said with so much patience at most; "" for nothing."""
