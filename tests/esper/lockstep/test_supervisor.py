@@ -35,6 +35,8 @@ def ledgers(tmp_path: Path) -> Iterator[list[Ledger]]:
 @pytest.fixture
 def sleepers() -> Iterator[list[subprocess.Popen[bytes]]]:
     processes = [subprocess.Popen(["sleep", "60"]) for _ in range(RANKS)]
+    while any(state(one.pid) != "S" for one in processes):
+        pass  # one that is kept from a processor is not late
     yield processes
     for process in processes:
         process.kill()
@@ -93,8 +95,6 @@ def test_a_rank_that_asks_is_told_by_its_own_patience_and_nobody_is_judged(
     tmp_path: Path, ledgers: list[Ledger], sleepers: list[subprocess.Popen[bytes]]
 ) -> None:
     supervisor = Supervisor(tmp_path, [one.pid for one in sleepers], patience=ENDLESS)
-    while any(state(one.pid) != "S" for one in sleepers):
-        pass  # one that is kept from a processor is not late
     enters(ledgers[0])
     enters(ledgers[2])
     hopeful = asker_of(Recorder(ledgers[0]))(60.0)
@@ -130,8 +130,6 @@ def test_a_rank_that_asks_too_early_is_told_when_its_patience_is_over(
 ) -> None:
     """As one does that gives up while the late one has had no processor for a part of that time."""
     supervisor = Supervisor(tmp_path, [one.pid for one in sleepers], patience=ENDLESS)
-    while any(state(one.pid) != "S" for one in sleepers):
-        pass
     enters(ledgers[0])
     enters(ledgers[2])
     answer = asker_of(Recorder(ledgers[0]))(0.3)
