@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNEL = ROOT / "src" / "esper" / "lockstep" / "rank" / "kernel.cpp"
+COMPILED = sorted((ROOT / "src").rglob("*.cpp"))
 CONSTRAINTS = ROOT / "ci" / "constraints.txt"
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
@@ -104,7 +104,7 @@ def install(wanted: Wanted, lock: int) -> None:
         say(f"the project with the extras {wanted.extras}")
         run([*add, "--no-build-isolation", "--editable", f"{ROOT}[{wanted.extras}]"], lock)
         run([*pip, "check"], lock)
-        build_kernel()
+        build()
     except SetupError:
         # pip rolls back what it could not finish, so only a kill leaves the mark that starts afresh.
         UNFINISHED.unlink()
@@ -140,11 +140,11 @@ def install_torch(pip: Sequence[str], add: Sequence[str], cuda: bool, lock: int)
             )
 
 
-def build_kernel() -> None:
-    """Compiles the kernel by which lockstep records, where there is a compiler: all works without it."""
-    say("lockstep's compiled kernel")
-    build = [str(PYTHON), "-I", "-m", "esper.lockstep", "build"]
-    done = subprocess.run(build, capture_output=True, text=True, check=False)
+def build() -> None:
+    """Compiles what makes tests on ranks cheaper, where there is a compiler: all works without it."""
+    say("what is compiled")
+    command = [str(PYTHON), "-I", "-m", "pytest_esper_ddp", "build"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         say((done.stderr.splitlines() or [f"its build ended with {done.returncode}"])[-1])
 
@@ -212,7 +212,7 @@ def is_stamped(wanted: Wanted) -> bool:
 
 def inputs() -> str:
     """A digest of all that decides what is installed; the place too, as an editable install points to it."""
-    files = [ROOT / "pyproject.toml", CONSTRAINTS, KERNEL, Path(__file__)]
+    files = [ROOT / "pyproject.toml", CONSTRAINTS, *COMPILED, Path(__file__)]
     parts = [path.read_bytes() for path in files] + [version().encode(), os.fsencode(ROOT)]
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 

@@ -10,8 +10,9 @@ pooled   from one test's start to the next one's, the median of a session of 150
          ratio to MultiProcContinuousTest's in the session beside it
 memory   the sum of the proportional set sizes of pytest and all processes below it late in those sessions
 suite    a whole session of 20 tests in one class, from the command to its end
-fresh    from start to start with new ranks for each test, against MultiProcessTestCase's and against a floor:
-         a process that has imported torch forks as many, which make a group, reduce once and end
+fresh    from start to start with new ranks for each test, the median of a session of 100, against
+         MultiProcessTestCase's and against a floor: a process that has imported torch forks as many, which
+         make a group, reduce once and end
 death    from the moment before a rank ends (by exit, SIGKILL or a wild pointer) or raises, while the others
          wait for it, to the failed report in pytest's process
 without  how much longer a session without tests on ranks takes with the plugin than without any
@@ -41,7 +42,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-POOLED, SUITE, FRESH, DEATHS = 150, 20, 30, 3  # tests a session; of DEATHS, those that end in one way
+POOLED, SUITE, FRESH, DEATHS = 150, 20, 100, 3  # tests a session; of DEATHS, those that end in one way
 SPAWNED = 3  # of MultiProcessTestCase, which takes seconds for each
 PLAIN_PAIRS = 20  # sessions of each side a round: a session's length varies by more than is looked for
 WAYS = ("exit", "kill", "segfault", "raise")

@@ -45,10 +45,12 @@ def _fill_holes() -> None:
 
 
 def own_memory() -> Iterator[tuple[int, int]]:
-    """First address and end of each part that is written to and belongs to no file, but for the stack."""
+    """First address and end of each part whose pages a process has its own of once it writes to them, but for
+    the stack.
+    """
     with open("/proc/self/maps", encoding="utf-8") as maps:
         for line in maps:
             where, access, _, _, _, *name = line.split(maxsplit=5)
-            if access == "rw-p" and (not name or name[0].startswith("[heap]")):
+            if access == "rw-p" and not (name and name[0].startswith("[stack]")):
                 first, _, end = where.partition("-")
                 yield int(first, 16), int(end, 16)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import mmap
 import os
 import re
 from array import array
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from itertools import chain
 
@@ -23,6 +25,7 @@ _MOST_PAGES = 8192  # more are what one test does with large tensors of its file
 _ASKED = (0, 1)  # ranks
 _TRIES = 8  # they may be ended before they can say it
 # The highest byte of an entry of a process's page map (pagemap.rst): 7 present, 5 of a file, 0 mapped once.
+_ENTRY = 8  # bytes
 _OWN = bytes(flags & 0b10100001 == 0b10000001 for flags in range(256))
 
 
@@ -36,6 +39,7 @@ class CopiedAhead:
     def __init__(self) -> None:
         self._told: list[tuple[int, ...]] = []  # files, where those say it at their end who are asked
         self._runs: list[ctypes.Array[_Run]] = []  # for a call each
+        self._parts: list[tuple[int, int]] = []  # of our memory, which is also where theirs are
         self._learns = hasattr(libc(), "process_madvise")
 
     def before_forks(self) -> None:
@@ -45,6 +49,7 @@ class CopiedAhead:
         told = next((files for files in self._told if all(os.fstat(file).st_size for file in files)), None)
         if told is None and len(self._told) < _TRIES:  # the last ones may still be leaving
             self._told.append(tuple(os.memfd_create("pages") for _ in _ASKED))
+            self._parts = list(own_memory())
             return
         if told is not None:
             self._runs = _runs(set.intersection(*map(_read, told)))
@@ -61,7 +66,7 @@ class CopiedAhead:
             if file != mine:
                 os.close(file)
         if mine is not None:
-            atexit.register(_tell, mine, os.getpid())
+            atexit.register(_tell, mine, os.getpid(), self._parts)
 
 
 def _copy(calls: list[ctypes.Array[_Run]]) -> None:
@@ -71,16 +76,24 @@ def _copy(calls: list[ctypes.Array[_Run]]) -> None:
             libc().process_madvise(me.fileno(), runs, ctypes.c_size_t(len(runs)), _POPULATE_WRITE, 0)
 
 
-def _tell(file: int, rank: int) -> None:
-    """In the rank at its end: the pages that are its own by now."""
+def _tell(file: int, rank: int, parts: Sequence[tuple[int, int]]) -> None:
+    """In the rank at its end: the pages of `parts` that are its own by now."""
     if os.getpid() != rank:  # what a test has forked
         return
-    pages = array("Q")
+    # To memory of their own, and all before the first is looked at: else those that this takes are told, too.
+    found = mmap.mmap(-1, sum(end - first for first, end in parts) // PAGE * _ENTRY)
+    read = 0
     with suppress(OSError), open("/proc/self/pagemap", "rb", buffering=0) as entries:
-        for first, end in own_memory():
-            flags = os.pread(entries.fileno(), (end - first) // PAGE * 8, first // PAGE * 8)[7::8]
-            for run in re.finditer(b"\1+", flags.translate(_OWN)):
-                pages.extend(range(first // PAGE + run.start(), first // PAGE + run.end()))
+        for first, end in parts:
+            here = (end - first) // PAGE * _ENTRY
+            os.preadv(entries.fileno(), [memoryview(found)[read : read + here]], first // PAGE * _ENTRY)
+            read += here
+    flags = found[7:read:_ENTRY].translate(_OWN)
+    pages = array("Q")
+    done = 0
+    for first, end in parts:
+        for run in re.finditer(b"\1+", flags[done : (done := done + (end - first) // PAGE)]):
+            pages.extend(range(first // PAGE + run.start(), first // PAGE + run.end()))
     os.write(file, pages.tobytes())
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from esper.lockstep.rank.lineage import die_with_parent
 from pytest_esper_ddp.options import settings_of
+from pytest_esper_ddp.rank.backing import move_into_files
 from pytest_esper_ddp.rank.collecting import Collecting, run
 from pytest_esper_ddp.rank.memory import settle
 from pytest_esper_ddp.rank.pages import CopiedAhead
@@ -26,6 +27,9 @@ from pytest_esper_ddp.wire.messages import Collected, Exited, Forked, ForkWorld
 from pytest_esper_ddp.wire.parameters import parameter_digest
 from pytest_esper_ddp.wire.start import forget_large_pages
 
+# Tests on new ranks: a session with as many has more of them, as a rule.
+_MANY = 16
+
 
 class Zygote(Collecting):
     """The plugin that takes the run loop over."""
@@ -33,6 +37,7 @@ class Zygote(Collecting):
     def __init__(self, channel: socket.socket) -> None:
         super().__init__(channel)
         self._children: dict[int, int] = {}  # pid by pidfd
+        self._new_worlds = 0  # that were forked for one test each
         self._unforkable: dict[str, str] = {}  # file: what importing it has started
 
     @pytest.hookimpl(wrapper=True)
@@ -92,6 +97,10 @@ class Zygote(Collecting):
         for fd in sockets:
             os.close(fd)
         send(self.channel, Forked(tuple(pids)))
+        if not request.lasting:
+            self._new_worlds += 1
+            if self._new_worlds == _MANY:
+                move_into_files()
 
     def _be_rank(
         self,
