@@ -348,3 +348,38 @@ def test_an_observed_divergence_runs_to_its_end_and_fails(result: Result) -> Non
 def test_nothing_of_ours_is_printed(result: Result) -> None:
     assert "Traceback" not in result.text + result.errors
     assert "pytest_esper_ddp" not in result.text + result.errors
+
+
+SYS = """
+import logging
+handler = logging.StreamHandler(sys.stderr)  # as of any library that is imported while pytest captures
+
+@ddp2
+@pytest.mark.parametrize("number", range(2))
+def test_captures(ddp, capsys, number):
+    print("taken")
+    assert capsys.readouterr().out == "taken\\n"
+    print("left")
+
+@ddp2
+def test_output(ddp):
+    print(f"printed by {ddp.rank}")
+    handler.handle(logging.makeLogRecord({"msg": f"logged by {ddp.rank}"}))
+    dist.barrier()
+    if ddp.rank == 0:
+        os._exit(3)
+    dist.barrier()
+"""
+
+
+def test_what_it_printed_outlives_it_where_only_python_is_captured(inner: Inner) -> None:
+    inner.file(SYS)
+    result = inner.run("--capture=sys", "-p", "no:randomly")
+    assert len(result.passed) == 2, result.text
+    told = result.told("test_output")
+    for rank, until in ((0, "until the end"), (1, "call")):
+        for stream, text in (("stdout", "printed"), ("stderr", "logged")):
+            assert re.search(
+                rf"-- Captured {stream} {until} \(rank {rank}\) -+\n{text} by {rank}$", told, re.M
+            )
+    assert "left" not in told
