@@ -66,3 +66,22 @@ def test_gloo_with_cuda_tensors_at_two_ranks(tmp_path: Path) -> None:
         True,
         True,
     ]
+
+
+RANDOM = """
+import pytest, torch
+
+@pytest.mark.ddp(world_size=2)
+@pytest.mark.parametrize("number", range(3))
+def test_draws(ddp, number):
+    with open("drawn", "a") as file:
+        print(torch.rand(2, device="cuda:0").tolist(), file=file)
+"""
+
+
+def test_each_pooled_test_draws_the_same_on_the_gpu(tmp_path: Path) -> None:
+    (tmp_path / "test_random.py").write_text(RANDOM)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_random.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=SECONDS)
+    assert done.returncode == 0, done.stdout
+    assert len(set((tmp_path / "drawn").read_text().splitlines())) == 1

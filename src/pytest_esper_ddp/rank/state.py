@@ -121,6 +121,7 @@ class Snapshot:
     def __init__(self) -> None:
         self._numpy = _NumpyGenerator() if "numpy" in sys.modules else None
         self._torch_state = torch.default_generator.get_state()
+        self._seed = torch.default_generator.initial_seed()
         self._random_state = random.getstate()
         self._kept = State.now()
         self._descriptors = _count_descriptors()
@@ -155,6 +156,8 @@ class Snapshot:
         if _directory() != kept.directory:
             os.chdir(kept.directory)
         torch.default_generator.set_state(self._torch_state)
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.manual_seed_all(self._seed)  # where those of a new rank begin
         random.setstate(self._random_state)
         if self._numpy is not None:
             self._numpy.restore()
