@@ -236,7 +236,16 @@ def _shown_setups(config: pytest.Config) -> StringIO:
 
 
 def _own_temp(config: pytest.Config, path: Path) -> None:
-    path.mkdir(parents=True)
+    """Where `tmp_path` is, made when something first asks for it: most tests don't."""
     factory = getattr(config, "_tmp_path_factory", None)
-    if factory is not None:
-        factory._basetemp = path
+    if factory is None:
+        return
+    factory._basetemp = None
+
+    def getbasetemp() -> Path:
+        if factory._basetemp is None:
+            path.mkdir(parents=True)
+            factory._basetemp = path
+        return path
+
+    factory.getbasetemp = getbasetemp

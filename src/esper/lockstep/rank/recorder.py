@@ -17,6 +17,8 @@ from esper.lockstep.record.entry import Kind, Site, State
 from esper.lockstep.record.ledger import GROUP_TEXT, Ledger
 from esper.lockstep.tags import current
 
+# One for all: json.dumps makes one for each text that it is given `default` with.
+_as_json = json.JSONEncoder(default=str).encode
 _MASK = (1 << 64) - 1
 # Odd, so that multiplying by it loses nothing; the fraction of the golden ratio, as in Fibonacci hashing.
 _STEP = 0x9E3779B97F4A7C15
@@ -169,7 +171,7 @@ class Recorder:
         if self._detached:
             return None
         string = self.ledger.string
-        text = json.dumps(detail, default=str) if detail else None
+        text = _as_json(detail) if detail else None
         if kind is Kind.GROUP:  # the ring overwrites the record, and who is in it must be known after that
             string((GROUP_TEXT, group, text))
         return self.ledger.append(
