@@ -288,7 +288,7 @@ def without(_: Sequence[int], rounds: int) -> Figures:
     yield Figure("without ranks, without it", tuple(bare), "seconds")
     more = tuple(one - other for one, other in zip(with_us, bare, strict=True))
     yield Figure("without ranks, difference", more, "seconds", 0.010)
-    # Where that varies by more than is looked for, this says more.
+    # Without what each side waited for a processor; how fast that was is in both.
     with_us, bare = ([one["processor"] for one in side] for side in both)
     more = tuple(one - other for one, other in zip(with_us, bare, strict=True))
     yield Figure("without ranks, difference in processor time", more, "seconds")

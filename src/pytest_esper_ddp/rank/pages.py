@@ -24,8 +24,8 @@ _MOST_RUNS = 1024  # that one call takes
 _MOST_PAGES = 8192  # more are what one test does with large tensors of its file, and no other may do
 _ASKED = (0, 1)  # ranks
 _TRIES = 8  # they may be ended before they can say it
-# The highest byte of an entry of a process's page map (pagemap.rst): 7 present, 5 of a file, 0 mapped once.
-_ENTRY = 8  # bytes
+_ENTRY = 8  # bytes, of a process's page map (pagemap.rst)
+# The highest of them: 7 present, 5 of a file, 0 mapped once.
 _OWN = bytes(flags & 0b10100001 == 0b10000001 for flags in range(256))
 
 

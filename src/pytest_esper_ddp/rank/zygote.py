@@ -80,6 +80,9 @@ class Zygote(Collecting):
             os._exit(0)  # the controller has closed its end
         request: ForkWorld = receive(self.channel)
         if not request.lasting:
+            if self._new_worlds == _MANY:
+                move_into_files()  # while no rank runs: it keeps us from reaping
+            self._new_worlds += 1
             self._ahead.before_forks()
         pids = []
         me = os.getpid()
@@ -97,10 +100,6 @@ class Zygote(Collecting):
         for fd in sockets:
             os.close(fd)
         send(self.channel, Forked(tuple(pids)))
-        if not request.lasting:
-            self._new_worlds += 1
-            if self._new_worlds == _MANY:
-                move_into_files()
 
     def _be_rank(
         self,
